@@ -1,0 +1,86 @@
+"""The two layers that every block repeats: RMSNorm before each part, SwiGLU as the feed-forward network.
+
+Paper: DeepSeek-V3 section 4.2 (RMSNorm after the compressed latents too); SwiGLU is arXiv 2002.05202, RMSNorm arXiv 1910.07467.
+
+RMSNorm divides a vector by its root mean square and scales each feature by `weight`; no mean is subtracted, there is no bias.
+SwiGLU lets one projection gate another:  w2(silu(w1 x) * w3 x).  Here w1 and w3 are stacked in one matrix `w13`
+(w1's rows first), so that the machine does one multiplication instead of two.
+
+Differs from the paper: nothing in the mathematics; DeepSeek's checkpoints hold w1 and w3 apart (`hf` splits and joins them).
+Left out: recomputing both in the backward pass (section 3.2.3), which saves memory and costs time.
+Notebook: 04_moe (SwiGLU), 07_deepseek (where the norms sit).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension; statistics in at least fp32, as DeepSeek's code does."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        # y_i = w_i x_i / sqrt(mean_j x_j^2 + eps)
+        if x.dtype in (torch.bfloat16, torch.float16):
+            return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward network: D -> F -> D without biases."""
+
+    def __init__(self, dim: int, inter_dim: int):
+        super().__init__()
+        self.w13 = nn.Linear(dim, 2 * inter_dim, bias=False)
+        self.w2 = nn.Linear(inter_dim, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        # y = w2(silu(w1 x) * w3 x)
+        gate, up = self.w13(x).chunk(2, dim=-1)  # [.., F] each
+        return self.w2(F.silu(gate) * up)
+
+
+def head_loss(
+    h: Float[Tensor, "*batch D"], weight: Float[Tensor, "W D"], targets: Int[Tensor, "*batch"]
+) -> Float[Tensor, ""]:
+    """Summed cross-entropy of the output head, in nats: -sum_i log softmax(W h_i)[target_i].
+
+    Logits are made and used a slice of rows at a time, forward and backward in one go, so that W x tokens floats are never held.
+    """
+    return _HeadLoss.apply(h.reshape(-1, h.shape[-1]), weight, targets.reshape(-1))
+
+
+class _HeadLoss(torch.autograd.Function):
+    ROWS = 256  # a slice of logits stays in the processor's cache
+
+    @staticmethod
+    def forward(ctx, h, weight, targets):
+        loss = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
+        dh, dw = (torch.empty_like(h), torch.zeros_like(weight)) if any(ctx.needs_input_grad) else (None, None)
+        for start in range(0, len(h), _HeadLoss.ROWS):
+            rows = slice(start, start + _HeadLoss.ROWS)
+            logits = (h[rows] @ weight.t()).to(loss.dtype)
+            lse = logits.logsumexp(-1, keepdim=True)
+            loss += (lse - logits.gather(1, targets[rows, None])).sum()
+            if dh is not None:
+                # d loss / d logits = softmax(logits) - onehot(target)
+                p = logits.sub_(lse).exp_()
+                p.scatter_add_(1, targets[rows, None], torch.full_like(lse, -1.0))
+                p = p.to(h.dtype)
+                torch.mm(p, weight, out=dh[rows])
+                dw.addmm_(p.t(), h[rows])
+        ctx.save_for_backward(dh, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx, d):
+        dh, dw = ctx.saved_tensors
+        return dh * d, dw * d, None

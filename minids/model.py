@@ -1,0 +1,145 @@
+"""The whole model: embedding, blocks of attention and feed-forward, final norm, head, and the MTP modules beside them.
+
+Paper: DeepSeek-V3 section 2, figure 2; sizes in section 4.2.
+
+    h = embed(tokens)
+    for each block:  h = h + attn(attn_norm(h));  h = h + ffn(ffn_norm(h))     the first n_dense_layers FFNs are dense, the rest MoE
+    logits = head(norm(h))
+
+One class serves every preset, from the laptop's to the 671 B one: build that on the meta device, `with torch.device("meta"): Transformer(v3())`,
+where tensors have shapes and no memory. Training calls `losses`, which never holds the logits of the whole batch with their gradient twice.
+
+Differs from the paper: the baselines of the course use GQA in the same class (`cfg.attn`).
+Left out: tensor and pipeline parallelism (10_dualpipe, 11_expert_parallel), FP8 (09_fp8).
+Notebook: 07_deepseek.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor, nn
+
+from minids.attention import GQA, KVCache
+from minids.config import Config
+from minids.layers import MLP, RMSNorm, head_loss
+from minids.mla import MLA, LatentCache
+from minids.moe import Experts, MoE, Routing
+from minids.mtp import MTP, mtp_loss
+from minids.rope import precompute_freqs_cis
+from minids.router import Gate
+
+Cache = list[KVCache | LatentCache]
+
+
+class Losses(NamedTuple):
+    """One batch's losses in nats a token, and the routed load. `balance` and `mtp` come without alpha and lambda."""
+
+    main: Tensor
+    mtp: Tensor
+    balance: Tensor  # mean over MoE layers of the sequence-wise balance loss
+    load: Tensor  # [L_moe E] tokens routed to each expert, MTP's layers last; empty for a dense model
+
+
+class Block(nn.Module):
+    """Attention, then a dense or a mixture-of-experts FFN, each behind a norm and added to the residual stream."""
+
+    def __init__(self, cfg: Config, moe: bool):
+        super().__init__()
+        self.attn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.attn = MLA(cfg) if cfg.attn == "mla" else GQA(cfg)
+        self.ffn_norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.ffn = MoE(cfg) if moe else MLP(cfg.dim, cfg.inter_dim)
+
+    def forward(
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"], cache=None, impl: str = "naive"
+    ) -> tuple[Float[Tensor, "B S D"], Routing | None]:
+        how = (impl,) if isinstance(self.attn, MLA) else ()
+        x = x + self.attn(self.attn_norm(x), freqs_cis, cache, *how)
+        y = self.ffn(self.ffn_norm(x))
+        y, routing = y if isinstance(y, tuple) else (y, None)
+        return x + y, routing
+
+
+class Transformer(nn.Module):
+    """DeepSeek-V3 of any size. Weights are drawn from N(0, init_std) by `generator`; the same seed gives the same model."""
+
+    def __init__(self, cfg: Config, generator: torch.Generator | None = None):
+        super().__init__()
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.dim)
+        self.layers = nn.ModuleList(Block(cfg, moe=i >= cfg.n_dense_layers) for i in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.dim, cfg.norm_eps)
+        self.head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
+        self.mtp = nn.ModuleList(MTP(cfg, Block(cfg, moe=cfg.has_experts)) for _ in range(cfg.n_mtp_modules))
+        self.freqs_cis: Tensor
+        self.register_buffer("freqs_cis", precompute_freqs_cis(cfg), persistent=False)
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw every matrix from N(0, init_std), as the paper does with 0.006; norms start at 1, biases of the gate at 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, Experts, Gate)):
+                for p in module.parameters(recurse=False):
+                    p.normal_(0.0, self.cfg.init_std, generator=generator)
+
+    def forward(
+        self, tokens: Int[Tensor, "B S"], cache: Cache | None = None, impl: str | None = None
+    ) -> Float[Tensor, "B S W"]:
+        """Logits of the next token at every position. With a cache, `tokens` continue what it holds.
+
+        `impl` (MLA only): "naive", "latent" or "absorb"; by default what the cache was made for, and naive without one.
+        Raises ValueError for a context longer than `max_seq_len` and for tokens outside the vocabulary.
+        """
+        return self.head(self.hidden(tokens, cache, impl)[0])
+
+    def hidden(
+        self, tokens: Int[Tensor, "B S"], cache: Cache | None = None, impl: str | None = None
+    ) -> tuple[Float[Tensor, "B S D"], list[Routing]]:
+        """(the trunk's output after the final norm, the routing of each MoE layer)."""
+        freqs_cis = self._angles(tokens, cache)
+        impl = impl or ("absorb" if cache and isinstance(cache[0], LatentCache) else "naive")
+        h, routings = self.embed(tokens), []
+        for i, layer in enumerate(self.layers):
+            h, routing = layer(h, freqs_cis, cache[i] if cache else None, impl)
+            routings += [routing] if routing is not None else []
+        return self.norm(h), routings
+
+    def losses(self, tokens: Int[Tensor, "B S1"]) -> Losses:
+        """Next-token, MTP and balance losses of `tokens`: S inputs and one more as the last target (S1 = S + 1)."""
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        h, routings = self.hidden(inputs)
+        main = self._head_loss(h, targets) / targets.numel()
+        angles = self.freqs_cis[: inputs.shape[1]]
+        mtp, more = mtp_loss(self.mtp, h, tokens, self.embed, self._head_loss, angles)
+        routings += [r for r in more if r is not None]
+        if not routings:
+            return Losses(main, mtp, main.new_zeros(()), torch.zeros(0, 0, dtype=torch.long, device=main.device))
+        balance = torch.stack([r.balance for r in routings]).mean()
+        return Losses(main, mtp, balance, torch.stack([r.load for r in routings]))
+
+    def gates(self) -> list[Gate]:
+        """The gates in the order of the rows of `Losses.load`."""
+        return [m for m in self.modules() if isinstance(m, Gate)]
+
+    def new_cache(self, batch: int, max_len: int | None = None, impl: str = "absorb") -> Cache:
+        """Empty caches, one a layer, for `batch` sequences of at most `max_len` tokens (default: the model's context)."""
+        max_len = max_len or self.cfg.max_seq_len
+        how = (impl,) if self.cfg.attn == "mla" else ()
+        return [layer.attn.new_cache(batch, max_len, *how) for layer in self.layers]  # type: ignore[union-attr,operator]
+
+    def _head_loss(self, h: Float[Tensor, "B S D"], targets: Int[Tensor, "B S"]) -> Float[Tensor, ""]:
+        return head_loss(h, self.head.weight, targets)
+
+    def _angles(self, tokens: Int[Tensor, "B S"], cache: Cache | None) -> Complex[Tensor, "S P"]:
+        start = cache[0].length if cache else 0
+        end = start + tokens.shape[1]
+        if end > self.cfg.max_seq_len:
+            raise ValueError(
+                f"the context must fit into max_seq_len = {self.cfg.max_seq_len} tokens; got {start} + {tokens.shape[1]} = {end}. "
+                "Shorten the prompt, or extend the model with YaRN (rope_factor, 12_long_context)."
+            )
+        return self.freqs_cis[start:end]

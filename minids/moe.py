@@ -1,0 +1,148 @@
+"""DeepSeekMoE: many small routed experts, of which K answer for a token, beside shared experts that always answer.
+
+Paper: DeepSeek-V3 section 2.1.2, eq. 12; DeepSeekMoE arXiv 2401.06066.
+
+    y = shared(x) + sum_k g_k E_k(x)          (the residual adds x outside)
+
+All experts' weights sit in two stacked tensors, `w13` [E 2F D] and `w2` [E D F], so that a step touches few tensors and an expert without
+tokens simply has a zero gradient. Two ways to run them, the same sums in a different order:
+
+    sort    many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its consecutive rows, then
+            put the rows back. The reads and writes are whole rows; no product is wasted.
+    gather  few tokens (decoding): fetch the chosen experts' matrices and do one batched product.
+
+The backward pass of `sort` is written by hand: autograd would build a full-size gradient of `w13` for every expert it cuts out.
+
+Differs from the paper: nothing in the mathematics. The shared experts are one MLP of n_shared x F width, as in DeepSeek's code: the same function.
+Left out: experts on other devices (11_expert_parallel), redundant experts (17_serving).
+Notebook: 04_moe.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minids.config import Config
+from minids.layers import MLP
+from minids.router import Gate, expert_load, sequence_balance_loss
+
+
+class Routing(NamedTuple):
+    """What a MoE layer tells about one batch."""
+
+    load: Tensor  # [E] tokens routed to each expert
+    balance: Tensor  # the sequence-wise balance loss, without alpha
+
+
+class MoE(nn.Module):
+    """Shared plus routed experts. Returns the sum and the `Routing` that balancing needs."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.gate = Gate(cfg)
+        self.experts = Experts(cfg.n_routed_experts, cfg.dim, cfg.moe_inter_dim)
+        self.shared_experts = MLP(cfg.dim, cfg.n_shared_experts * cfg.moe_inter_dim) if cfg.n_shared_experts else None
+
+    def forward(self, x: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B S D"], Routing]:
+        B, S, D = x.shape
+        flat = x.reshape(B * S, D)
+        weights, indices, scores = self.gate(flat)
+        # y = shared(x) + sum_k g_k E_k(x)
+        y = self.experts(flat, weights, indices).view(B, S, D)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)
+        return y, self._routing(scores.view(B, S, -1), indices.view(B, S, -1))
+
+    def _routing(self, scores: Float[Tensor, "B S E"], indices: Int[Tensor, "B S K"]) -> Routing:
+        load = expert_load(indices.flatten(0, 1), scores.shape[-1])
+        return Routing(load, sequence_balance_loss(scores, indices) if self.training else scores.new_zeros(()))
+
+
+class Experts(nn.Module):
+    """E SwiGLU networks of width F in two stacked tensors."""
+
+    def __init__(self, n_experts: int, dim: int, inter_dim: int):
+        super().__init__()
+        self.w13 = nn.Parameter(torch.empty(n_experts, 2 * inter_dim, dim))
+        self.w2 = nn.Parameter(torch.empty(n_experts, dim, inter_dim))
+
+    def forward(
+        self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        """sum_k weights_k E_(indices_k)(x) for each of the T tokens."""
+        if indices.numel() <= 2 * self.w13.shape[0] and not torch.is_grad_enabled():
+            return self.gathered(x, weights, indices)
+        return self.sorted(x, weights, indices)
+
+    def gathered(
+        self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        """One batched product with the chosen experts' own matrices: for few tokens."""
+        T, K = indices.shape
+        flat = indices.flatten()
+        h = torch.bmm(self.w13[flat], x.repeat_interleave(K, 0).unsqueeze(-1)).squeeze(-1)  # [TK 2F]
+        gate, up = h.chunk(2, -1)
+        y = torch.bmm(self.w2[flat], (F.silu(gate) * up).unsqueeze(-1)).view(T, K, -1)
+        return torch.bmm(weights.unsqueeze(1), y).squeeze(1)
+
+    def sorted(
+        self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        """Rows ordered by expert, one product per expert, rows put back: for many tokens."""
+        T, K = indices.shape
+        flat = indices.flatten()
+        order = flat.argsort(stable=True)  # the pairs, by expert
+        counts = expert_load(indices, self.w13.shape[0]).tolist()
+        rows = _SwiGLUByExpert.apply(x[order // K], self.w13, self.w2, counts)  # [TK D]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(T * K, device=order.device))
+        return torch.bmm(weights.unsqueeze(1), rows[back].view(T, K, -1)).squeeze(1)
+
+
+class _SwiGLUByExpert(torch.autograd.Function):
+    """y = w2_e(silu(w1_e x) * w3_e x) for rows that are ordered by expert e; counts[e] rows each."""
+
+    @staticmethod
+    def forward(ctx, x, w13, w2, counts):
+        h, y = x.new_empty(len(x), w13.shape[1]), torch.empty_like(x)
+        for e, rows in _spans(counts):
+            torch.mm(x[rows], w13[e].t(), out=h[rows])
+        gate, up = h.chunk(2, -1)
+        a = F.silu(gate).mul_(up)
+        for e, rows in _spans(counts):
+            torch.mm(a[rows], w2[e].t(), out=y[rows])
+        ctx.save_for_backward(x, w13, w2, h)
+        ctx.counts = counts
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w13, w2, h = ctx.saved_tensors
+        gate, up = h.chunk(2, -1)
+        sig = gate.sigmoid()
+        silu = gate * sig
+        a = silu * up  # recomputed, as the paper does for SwiGLU (section 3.3.3)
+        da, dx = torch.empty_like(a), torch.empty_like(x)
+        dw13, dw2 = torch.zeros_like(w13), torch.zeros_like(w2)
+        for e, rows in _spans(ctx.counts):
+            torch.mm(dy[rows], w2[e], out=da[rows])
+            torch.mm(dy[rows].t(), a[rows], out=dw2[e])
+        # d silu(g) / dg = sig + silu (1 - sig)
+        dh = torch.cat([da * up * (sig + silu * (1 - sig)), da * silu], -1)
+        for e, rows in _spans(ctx.counts):
+            torch.mm(dh[rows], w13[e], out=dx[rows])
+            torch.mm(dh[rows].t(), x[rows], out=dw13[e])
+        return dx, dw13, dw2, None
+
+
+def _spans(counts: list[int]):
+    """(expert, slice of its rows) for every expert that has rows."""
+    start = 0
+    for e, n in enumerate(counts):
+        if n:
+            yield e, slice(start, start + n)
+        start += n
