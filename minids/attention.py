@@ -24,7 +24,8 @@ from minids.rope import apply_rotary_emb
 
 
 class KVCache:
-    """Keys and values of one layer, in buffers of full length: [B, T_max, heads, width] each; `length` tokens are filled."""
+    """Keys and values of one layer, in buffers of full length: [B, T_max, heads, width] each; `length` tokens are
+    filled."""
 
     def __init__(self, batch: int, max_len: int, heads: int, k_dim: int, v_dim: int, device=None, dtype=None):
         self.k = torch.empty(batch, max_len, heads, k_dim, device=device, dtype=dtype)
@@ -75,7 +76,7 @@ class GQA(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"], cache: KVCache | None = None
     ) -> Float[Tensor, "B S D"]:
-        B, S, D = x.shape
+        B, S, _ = x.shape
         q = apply_rotary_emb(self.wq(x).view(B, S, self.n_heads, self.head_dim), freqs_cis)
         k = apply_rotary_emb(self.wk(x).view(B, S, self.n_kv_heads, self.head_dim), freqs_cis)
         v = self.wv(x).view(B, S, self.n_kv_heads, self.head_dim)
@@ -92,11 +93,15 @@ class GQA(nn.Module):
 def attend(
     q: Float[Tensor, "B S H Dk"], k: Float[Tensor, "B T Hk Dk"], v: Float[Tensor, "B T Hk Dv"], scale: float
 ) -> Float[Tensor, "B S H Dv"]:
-    """softmax(scale q k^T) v, causal, the queries being the last S of the T positions; heads of k and v may be shared."""
+    """softmax(scale q k^T) v, causal, the queries being the last S of the T positions; heads of k and v may be
+    shared."""
     S, T = q.shape[1], k.shape[1]
     mask = None if S in (1, T) else causal_mask(S, T, q.device)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B H S D]
-    gqa = q.shape[1] != k.shape[1]
+    gqa, width = q.shape[1] != k.shape[1], v.shape[-1]
+    if S > 1 and width < q.shape[-1]:
+        # torch's fused kernel wants equal widths; multiplying zeros costs less than its slow path
+        v = F.pad(v, (0, q.shape[-1] - width))
     # o_i = sum_j softmax_j(scale q_i . k_j) v_j
     o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=S == T > 1, scale=scale, enable_gqa=gqa)
-    return o.transpose(1, 2)
+    return o[..., :width].transpose(1, 2)

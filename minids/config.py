@@ -1,13 +1,15 @@
 """One frozen dataclass holds every size of a DeepSeek model; presets run from a laptop's to the published ones.
 
-Paper: DeepSeek-V3 technical report (arXiv 2412.19437) section 4.2; DeepSeek-V2 (arXiv 2405.04434) section 3.1.2 and appendix B.
+Paper: DeepSeek-V3 technical report (arXiv 2412.19437) section 4.2; DeepSeek-V2 (arXiv 2405.04434) section 3.1.2 and
+appendix B.
 The field names are those of DeepSeek's own inference code, so that you can read it next. Sizes that belong together:
 
     attention   q = n_heads x (qk_nope_head_dim + qk_rope_head_dim),  v = n_heads x v_head_dim
     cache       kv_lora_rank + qk_rope_head_dim values per token and layer, whatever n_heads is
     experts     the first n_dense_layers layers have one FFN of inter_dim; the others have n_shared_experts (always on)
                 and n_routed_experts of moe_inter_dim, of which n_activated_experts answer for a token
-    groups      the routed experts sit in n_expert_groups equal groups (a group is a node); a token may use n_limited_groups of them
+    groups      the routed experts sit in n_expert_groups equal groups (a group is a node); a token may use
+    n_limited_groups of them
 
 Differs from the paper: `attn="gqa"` swaps MLA for grouped-query attention, so that a dense baseline is the same class;
 the tiny presets' sizes and `init_std` are ours.
@@ -128,7 +130,7 @@ def _check_attention(c: Config) -> None:
     )
     _need(
         c.qk_nope_head_dim == 0 and c.v_head_dim == c.qk_rope_head_dim and c.v_head_dim % 2 == 0,
-        "GQA turns its whole head by RoPE: qk_nope_head_dim is 0, and v_head_dim equals qk_rope_head_dim, an even number",
+        "GQA turns its whole head by RoPE: qk_nope_head_dim is 0 and v_head_dim equals qk_rope_head_dim, even",
         f"qk_nope_head_dim={c.qk_nope_head_dim}, qk_rope_head_dim={c.qk_rope_head_dim}, v_head_dim={c.v_head_dim}",
         "Set qk_nope_head_dim=0 and the other two to the head's width.",
     )
@@ -148,7 +150,8 @@ def _check_experts(c: Config) -> None:
           "Activate fewer experts or allow more groups.")  # fmt: skip
     _need(c.score_func in ("sigmoid", "softmax"), 'score_func is "sigmoid" (V3) or "softmax" (V2)',
           f"score_func={c.score_func!r}", "Choose one of the two.")  # fmt: skip
-    _need(c.score_func == "softmax" or G == 1 or E // G >= 2, "V3 scores a group by its two best experts, so a group needs two",
+    _need(c.score_func == "softmax" or G == 1 or E // G >= 2,
+          "V3 scores a group by its two best experts, so a group needs two",
           f"{E} experts in {G} groups", "Use fewer groups.")  # fmt: skip
 
 
@@ -157,18 +160,25 @@ def _divisors(n: int) -> str:
 
 
 def tiny() -> Config:
-    """The course's model: every part of V3 at laptop size (about 3 M parameters), 80 cached values per token and layer."""
+    """The course's model: every part of V3 at laptop size, 3.6 M parameters, 64 cached values a token and layer.
+
+    V3's proportions are kept where they teach: 1 + K experts are exactly as wide as one dense FFN (5 x 64 = 320; V3:
+    9 x 2048 = 18,432),
+    the groups bind (4 experts from 2 of 4 groups), the cached latent is small beside the heads' keys and values (64
+    against 320).
+    """
     return Config(
-        vocab_size=2048, dim=128, n_layers=6, n_dense_layers=1, inter_dim=384, n_heads=4,
+        vocab_size=2048, dim=128, n_layers=6, n_dense_layers=1, inter_dim=320, n_heads=4,
         q_lora_rank=64, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
-        moe_inter_dim=32, n_routed_experts=16, n_shared_experts=2, n_activated_experts=4,
-        n_expert_groups=4, n_limited_groups=2, route_scale=1.0, n_mtp_modules=1,
+        moe_inter_dim=64, n_routed_experts=16, n_shared_experts=1, n_activated_experts=4,
+        n_expert_groups=4, n_limited_groups=2, n_mtp_modules=1,
         init_std=0.02, max_seq_len=1024, original_seq_len=1024,
     )  # fmt: skip
 
 
 def v2_lite() -> Config:
-    """DeepSeek-V2-Lite, 15.7 B (arXiv 2405.04434, appendix B): no query compression, softmax gate, two shared experts."""
+    """DeepSeek-V2-Lite, 15.7 B (arXiv 2405.04434, appendix B): no query compression, softmax gate, two shared
+    experts."""
     return Config(
         vocab_size=102400, dim=2048, n_layers=27, n_dense_layers=1, inter_dim=10944, n_heads=16,
         moe_inter_dim=1408, n_routed_experts=64, n_shared_experts=2, n_activated_experts=6,
@@ -198,13 +208,14 @@ def v3() -> Config:
 
 
 def dense_active() -> Config:
-    """A dense MHA model with about the parameters that `tiny` activates for a token: the fair rival at equal compute."""
-    return replace(_dense_twin(), inter_dim=384)
+    """A dense MHA model with about the parameters that `tiny` activates for a token: the fair rival at equal
+    compute."""
+    return replace(_dense_twin(), inter_dim=320)
 
 
 def dense_total() -> Config:
     """A dense MHA model with about all the parameters of `tiny`: the fair rival at equal memory."""
-    return replace(_dense_twin(), inter_dim=1152)
+    return replace(_dense_twin(), inter_dim=944)
 
 
 def _dense_twin() -> Config:

@@ -1,12 +1,15 @@
 """The two layers that every block repeats: RMSNorm before each part, SwiGLU as the feed-forward network.
 
-Paper: DeepSeek-V3 section 4.2 (RMSNorm after the compressed latents too); SwiGLU is arXiv 2002.05202, RMSNorm arXiv 1910.07467.
+Paper: DeepSeek-V3 section 4.2 (RMSNorm after the compressed latents too); SwiGLU is arXiv 2002.05202, RMSNorm arXiv
+1910.07467.
 
-RMSNorm divides a vector by its root mean square and scales each feature by `weight`; no mean is subtracted, there is no bias.
+RMSNorm divides a vector by its root mean square and scales each feature by `weight`; no mean is subtracted, there is
+no bias.
 SwiGLU lets one projection gate another:  w2(silu(w1 x) * w3 x).  Here w1 and w3 are stacked in one matrix `w13`
 (w1's rows first), so that the machine does one multiplication instead of two.
 
-Differs from the paper: nothing in the mathematics; DeepSeek's checkpoints hold w1 and w3 apart (`hf` splits and joins them).
+Differs from the paper: nothing in the mathematics; DeepSeek's checkpoints hold w1 and w3 apart (`hf` splits and joins
+them).
 Left out: recomputing both in the backward pass (section 3.2.3), which saves memory and costs time.
 Notebook: 04_moe (SwiGLU), 07_deepseek (where the norms sit).
 """
@@ -17,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -28,10 +32,32 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        # y_i = w_i x_i / sqrt(mean_j x_j^2 + eps)
-        if x.dtype in (torch.bfloat16, torch.float16):
-            return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.dtype.itemsize < 4:  # bf16, fp16: statistics in fp32
+            return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
+        return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm with its backward pass by hand: half the passes over memory of autograd's."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        # y_i = w_i x_i / rms,  rms = sqrt(mean_j x_j^2 + eps)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inv_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        n = x * inv_rms
+        ctx.save_for_backward(n, inv_rms, weight)
+        return n * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # type: ignore[override]
+        # dx = (w dy - n mean_j(w_j dy_j n_j)) / rms
+        n, inv_rms, weight = ctx.saved_tensors
+        dn = dy * weight
+        mean = torch.linalg.vecdot(dn, n).unsqueeze(-1) / n.shape[-1]
+        dx = dn.addcmul_(n, mean, value=-1).mul_(inv_rms)
+        return dx, torch.linalg.vecdot(dy.flatten(0, -2), n.flatten(0, -2), dim=0), None
 
 
 class MLP(nn.Module):
@@ -53,7 +79,8 @@ def head_loss(
 ) -> Float[Tensor, ""]:
     """Summed cross-entropy of the output head, in nats: -sum_i log softmax(W h_i)[target_i].
 
-    Logits are made and used a slice of rows at a time, forward and backward in one go, so that W x tokens floats are never held.
+    Logits are made and used a slice of rows at a time, forward and backward in one go, so that W x tokens floats are
+    never held.
     """
     return _HeadLoss.apply(h.reshape(-1, h.shape[-1]), weight, targets.reshape(-1))
 
@@ -67,13 +94,14 @@ class _HeadLoss(torch.autograd.Function):
         dh, dw = (torch.empty_like(h), torch.zeros_like(weight)) if any(ctx.needs_input_grad) else (None, None)
         for start in range(0, len(h), _HeadLoss.ROWS):
             rows = slice(start, start + _HeadLoss.ROWS)
-            logits = (h[rows] @ weight.t()).to(loss.dtype)
-            lse = logits.logsumexp(-1, keepdim=True)
-            loss += (lse - logits.gather(1, targets[rows, None])).sum()
-            if dh is not None:
+            p, target = (h[rows] @ weight.t()).to(loss.dtype), targets[rows, None]
+            p.sub_(p.amax(-1, keepdim=True))
+            right = p.gather(1, target)
+            total = p.exp_().sum(-1, keepdim=True)
+            loss += (total.log() - right).sum()
+            if dh is not None and dw is not None:
                 # d loss / d logits = softmax(logits) - onehot(target)
-                p = logits.sub_(lse).exp_()
-                p.scatter_add_(1, targets[rows, None], torch.full_like(lse, -1.0))
+                p.div_(total).scatter_add_(1, target, torch.full_like(total, -1.0))
                 p = p.to(h.dtype)
                 torch.mm(p, weight, out=dh[rows])
                 dw.addmm_(p.t(), h[rows])
@@ -81,6 +109,7 @@ class _HeadLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, d):
+    @once_differentiable
+    def backward(ctx, d):  # type: ignore[override]
         dh, dw = ctx.saved_tensors
         return dh * d, dw * d, None

@@ -1,104 +1,154 @@
-"""The words of the stories, each once, in English and Chinese.
+"""The words of the stories, each once, in English and Chinese, and their forms.
 
-Not in the paper: this project's own data. A word is known by its English base form; a form (plural, measure word,
-pronoun, ...) is a function of the word and the language. `phrases` writes `{item}` for a word and `{item.m}` for its form.
+Not in the paper: this project's own data. A word is known by its first field, in English; a form (plural, measure word,
+pronoun, ...) is a function of the word and the language. `phrases` writes `{item}` for a word, `{item.m}` for a form.
 
-    a b c d e      people      {a.sub} name or she   {a.obj} name or her   {a.pos} Mia's or her   {a.own} always her
-    n m k j        numbers     {things.n} shell or shells, as n says (Chinese: the noun; {things.m} is its measure word)
-    place spot     where       {place} in the garden   {place.to} the garden
+    a b c d        people      {a.sub} Mia or she   {a.obj} Mia or her   {a.pos} Mia's or her   {a.own} always her
+    n m k j        numbers     {things.n} shell or shells, as n says; in Chinese {things.cl} is the measure word
+    place          where       {place} in the garden   {place.to} the garden
+    x y            the animals and treats of the chain story
 
 Differs from the paper: nothing, the paper has no such part.
-Left out: everything a story of a hundred words does not need.
+Left out: everything that a story of a hundred words does not need.
 Notebook: 01_tokens.
 """
 
 from __future__ import annotations
 
-_GIRLS = "Lily 莉莉 Mia 米娅 Anna 安娜 Nora 诺拉 Ella 艾拉 Lucy 露西 Zoe 佐伊 Ivy 艾薇 Emma 艾玛 Sara 莎拉 Rose 萝丝 Kate 凯特"
-_BOYS = "Tom 汤姆 Leo 里奥 Sam 山姆 Jack 杰克 Tim 蒂姆 Finn 芬恩 Noah 诺亚 Peter 彼得 Henry 亨利 Oscar 奥斯卡 Hugo 雨果 Max 麦克"
-_PETS = "Pip 皮皮 Coco 可可 Spot 斑斑 Momo 毛毛 Bubbles 泡泡 Button 豆豆 Snowy 雪球 Rusty 阿黄 Tiny 小不点 Lucky 福福"
-_COLOURS = (
-    "red 红色 blue 蓝色 green 绿色 yellow 黄色 white 白色 black 黑色 brown 棕色 purple 紫色 pink 粉色 grey 灰色 golden 金色 "
-    "silver 银色 orange 橙色"
-)
-_ITEMS = (
-    "kite 风筝 只|ball 皮球 个|hat 帽子 顶|scarf 围巾 条|drum 小鼓 面|book 书 本|cup 杯子 个|key 钥匙 把|lamp 灯 盏|bell 铃铛 个|"
-    "umbrella 雨伞 把|doll 布娃娃 个|flute 笛子 支|bucket 小桶 个|coat 外套 件|clock 钟 座|spoon 勺子 把|toy boat 玩具船 艘|"
-    "ring 戒指 枚|mirror 镜子 面"
-)
-_THINGS = (
-    "apple apples 苹果 个|shell shells 贝壳 枚|egg eggs 鸡蛋 个|stone stones 石头 块|flower flowers 花 朵|nut nuts 坚果 颗|"
-    "button buttons 纽扣 颗|cookie cookies 饼干 块|pear pears 梨 个|feather feathers 羽毛 根|candle candles 蜡烛 支|"
-    "plum plums 李子 个|stamp stamps 邮票 张|card cards 卡片 张|bun buns 小面包 个|marble marbles 弹珠 颗|coin coins 硬币 枚|"
-    "seed seeds 种子 粒|carrot carrots 胡萝卜 根|cherry cherries 樱桃 颗"
-)
-_ANIMALS = (
-    "dog 小狗|cat 小猫|rabbit 兔子|duck 鸭子|hen 母鸡|goat 山羊|pony 小马|mouse 老鼠|fox 狐狸|owl 猫头鹰|hedgehog 刺猬|"
-    "frog 青蛙|turtle 乌龟|squirrel 松鼠|lamb 小羊|goose 大鹅"
-)
-_PLACES = (
-    "in the garden=the garden 花园里=花园|by the river=the river 小河边=小河边|on the hill=the hill 山坡上=山坡|"
-    "at the market=the market 集市上=集市|in the barn=the barn 谷仓里=谷仓|near the well=the well 水井旁=水井旁|"
-    "beside the pond=the pond 池塘边=池塘边|under the old bridge=the old bridge 老桥下=老桥下|"
-    "under the big oak=the big oak 大橡树下=大橡树下|behind the school=the school 学校后面=学校|"
-    "in the forest=the forest 森林里=森林|on the beach=the beach 沙滩上=沙滩|near the mill=the mill 磨坊旁=磨坊|"
-    "outside the bakery=the bakery 面包店门口=面包店|in the orchard=the orchard 果园里=果园|"
-    "by the gate=the gate 大门口=大门口"
-)
-_SPOTS = (
-    "in the box 盒子里|in the basket 篮子里|in the drawer 抽屉里|in the cupboard 柜子里|under the bed 床底下|"
-    "behind the door 门后面|on the shelf 架子上|under the table 桌子底下|in the bag 袋子里|on the windowsill 窗台上"
-)
-_HOLDERS = "box 盒子|bag 袋子|chest 箱子|basket 篮子|sack 麻袋|case 皮箱|tin 铁罐|trunk 木箱"
-_HOMES = (
-    "near the sea 海边|at the edge of the forest 森林边上|in a small village 一个小村子里|on a farm 一座农场里|"
-    "next to the bakery 面包店隔壁|in a house with a blue door 一座蓝门的房子里|at the foot of a hill 山脚下|"
-    "in a quiet street 一条安静的街上|by a wide river 一条大河边"
-)
-_TIMES = (
-    "one sunny morning 一个晴朗的早晨|one cold afternoon 一个寒冷的下午|one windy day 一个刮风的日子|"
-    "one spring morning 一个春天的早晨|one evening 一天傍晚|one rainy day 一个下雨天|one summer day 一个夏日|"
-    "early one morning 一天清晨|one day after school 一天放学后|one Sunday 一个星期天|one warm day 一个暖和的日子|"
-    "one snowy day 一个下雪天"
-)
-_TRAITS = "kind 善良|brave 勇敢|clever 聪明|quiet 文静|cheerful 开朗|curious 好奇|patient 耐心|shy 害羞|polite 有礼貌|lively 活泼"
-_RELS = "friend 朋友|neighbour 邻居|classmate 同学|playmate 玩伴"
-_FEELS = "happy 高兴|proud 自豪|excited 激动|grateful 感激|glad 开心|surprised 惊喜"
-_GLOOMS = "sad 难过|worried 担心|upset 伤心|puzzled 纳闷|nervous 着急|gloomy 沮丧"
-_VERBS = (
-    "chased away 赶走|woke up 吵醒|stopped 拦住|scared 吓到|caught up with 追上|bumped into 撞到|hugged 抱住|"
-    "splashed 溅湿|called to 叫住|followed 跟上"
-)
-_TREATS = "cake 蛋糕|cheese 奶酪|pie 馅饼|bread 面包|sausage 香肠|pancake 煎饼|corn 玉米|honey 蜂蜜"
-_ORDERS = "first 第一 second 第二 third 第三"
+from functools import lru_cache
+
+_TABLE = """
+girl: Lily/莉莉 | Mia/米娅 | Anna/安娜 | Nora/诺拉 | Ella/艾拉 | Lucy/露西 | Zoe/佐伊 | Ivy/艾薇 | Emma/艾玛 | Sara/莎拉 | Rose/萝丝 | Kate/凯特
+boy: Tom/汤姆 | Leo/里奥 | Sam/山姆 | Jack/杰克 | Tim/蒂姆 | Finn/芬恩 | Noah/诺亚 | Peter/彼得 | Henry/亨利 | Oscar/奥斯卡 | Hugo/雨果 | Max/麦克
+pet: Pip/皮皮 | Coco/可可 | Spot/斑斑 | Momo/毛毛 | Bubbles/泡泡 | Button/豆豆 | Snowy/雪球 | Rusty/阿黄 | Tiny/小不点 | Lucky/福福
+animal: dog/小狗 | cat/小猫 | rabbit/兔子 | duck/鸭子 | hen/母鸡 | goat/山羊 | pony/小马 | mouse/老鼠 | fox/狐狸 | owl/猫头鹰 | frog/青蛙 | turtle/乌龟 | squirrel/松鼠 | lamb/小羊 | goose/大鹅 | hedgehog/刺猬
+treat: cake/蛋糕/块 | cheese/奶酪/块 | pie/馅饼/个 | bread/面包/块 | sausage/香肠/根 | pancake/煎饼/张 | bun/包子/个 | sandwich/三明治/个
+item: kite/风筝/只 | ball/皮球/个 | hat/帽子/顶 | scarf/围巾/条 | drum/小鼓/面 | book/书/本 | cup/杯子/个 | key/钥匙/把 | lamp/灯/盏 | bell/铃铛/个 | umbrella/雨伞/把 | doll/布娃娃/个 | flute/笛子/支 | bucket/小桶/个 | coat/外套/件 | clock/小钟/座 | spoon/勺子/把 | toy boat/玩具船/艘 | ring/戒指/枚 | mirror/镜子/面
+things: apple/苹果/个/apples | shell/贝壳/枚/shells | egg/鸡蛋/个/eggs | stone/石头/块/stones | flower/花/朵/flowers | nut/坚果/颗/nuts | button/纽扣/颗/buttons | cookie/饼干/块/cookies | pear/梨/个/pears | feather/羽毛/根/feathers | candle/蜡烛/支/candles | plum/李子/个/plums | stamp/邮票/张/stamps | card/卡片/张/cards | marble/弹珠/颗/marbles | carrot/胡萝卜/根/carrots | cherry/樱桃/颗/cherries | ribbon/丝带/条/ribbons
+crop: tulip/郁金香/棵/tulips | sunflower/向日葵/棵/sunflowers | pumpkin/南瓜/棵/pumpkins | cabbage/卷心菜/棵/cabbages | strawberry/草莓/棵/strawberries | tomato/西红柿/棵/tomatoes | daisy/雏菊/棵/daisies | bean/豆苗/棵/beans
+colour: red/红色 | blue/蓝色 | green/绿色 | yellow/黄色 | white/白色 | black/黑色 | brown/棕色 | purple/紫色 | pink/粉色 | grey/灰色 | golden/金色 | silver/银色 | orange/橙色
+place: in the garden/花园里/the garden/花园 | by the river/小河边/the river/小河边 | on the hill/山坡上/the hill/山坡 | at the market/集市上/the market/集市 | in the barn/谷仓里/the barn/谷仓 | near the well/水井旁/the well/水井旁 | beside the pond/池塘边/the pond/池塘边 | under the old bridge/老桥下/the old bridge/老桥下 | under the big oak/大橡树下/the big oak/大橡树下 | behind the school/学校后面/the school/学校 | in the forest/森林里/the forest/森林 | on the beach/沙滩上/the beach/沙滩 | near the mill/磨坊旁/the mill/磨坊 | outside the bakery/面包店门口/the bakery/面包店 | in the orchard/果园里/the orchard/果园 | by the gate/大门口/the gate/大门口
+spot: in the box/盒子里 | in the basket/篮子里 | in the drawer/抽屉里 | in the cupboard/柜子里 | under the bed/床底下 | behind the door/门后面 | on the shelf/架子上 | under the table/桌子底下 | in the bag/袋子里 | on the windowsill/窗台上
+holder: box/盒子 | bag/袋子 | chest/箱子 | basket/篮子 | sack/麻袋 | suitcase/皮箱 | tin/铁罐 | jar/罐子
+home: near the sea/海边 | at the edge of the forest/森林边上 | in a small village/一个小村子里 | on a farm/一座农场里 | next to the bakery/面包店隔壁 | in a house with a blue door/一座蓝门的房子里 | at the foot of a hill/山脚下 | in a quiet street/一条安静的街上 | beside a wide river/一条大河边
+time: one sunny morning/一个晴朗的早晨 | one cold afternoon/一个寒冷的下午 | one windy day/一个刮风的日子 | one spring morning/一个春天的早晨 | one evening/一天傍晚 | one cloudy day/一个阴天 | one summer day/一个夏日 | early one morning/一天清晨 | one day after school/一天放学后 | one Sunday/一个星期天 | one warm day/一个暖和的日子 | one autumn day/一个秋日
+trait: kind/善良 | brave/勇敢 | clever/聪明 | quiet/文静 | cheerful/开朗 | curious/好奇 | patient/耐心 | shy/害羞 | polite/有礼貌 | lively/活泼
+rel: friend/朋友 | neighbour/邻居 | classmate/同学 | playmate/玩伴
+glad: happy/高兴 | proud/自豪 | excited/激动 | cheerful/快活 | glad/开心
+gloom: sad/难过 | worried/担心 | upset/伤心 | puzzled/纳闷 | nervous/着急
+verb: chased away/赶走 | woke up/吵醒 | stopped/拦住 | scared/吓到 | caught up with/追上 | bumped into/撞到 | hugged/抱住 | splashed/溅湿 | called to/叫住 | looked for/寻找
+took: stole/偷走 | grabbed/叼走 | found/找到 | carried off/搬走
+craft: painted/画 | knitted/织 | made/做 | built/搭
+""".strip()
 
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
+    "eighteen nineteen"
 ).split()
-_TENS = {20: "twenty", 30: "thirty", 40: "forty"}
+_TENS = ("", "", "twenty", "thirty", "forty")
 _HAN = "零一二三四五六七八九十"
-_PRONOUNS = {  # (form, gender) -> English, Chinese
-    ("sub", "f"): ("she", "她"),
-    ("sub", "m"): ("he", "他"),
-    ("obj", "f"): ("her", "她"),
-    ("obj", "m"): ("him", "他"),
-    ("pos", "f"): ("her", "她的"),
-    ("pos", "m"): ("his", "他的"),
+MAX_NUMBER = 49
+_PRONOUNS = {  # form, English (f, m), Chinese (f, m)
+    "sub": (("she", "he"), ("她", "他")),
+    "obj": (("her", "him"), ("她", "他")),
+    "pos": (("her", "his"), ("她的", "他的")),
 }
+PRONOUN_FORMS = frozenset(_PRONOUNS)
 _FIXED = {"he": "sub", "him": "obj", "own": "pos"}  # always the pronoun: its person is named in the same sentence
-
-WORDS: dict[str, dict] = {}  # type -> word -> its row of forms
-
-
-def _pairs(text: str) -> dict:
-    parts = text.split()
-    return {en: (en, zh) for en, zh in zip(parts[::2], parts[1::2], strict=True)}
+_KINDS = {"kind": (("girl", "boy"), ("小女孩", "小男孩")), "sib": (("little sister", "little brother"), ("妹妹", "弟弟"))}
 
 
-def _rows(text: str, n_chinese: int = 1) -> dict:
-    rows = {}
-    for row in text.split("|"):
-        *en, last = row.rsplit(" ", n_chinese) if n_chinese == 1 else (row.rsplit(" ", n_chinese)[0], row)
-        rows[en[0]] = (en[0], last) if n_chinese == 1 else (en[0], *row.rsplit(" ", n_chinese)[1:])
-    return rows
+def _read(table: str) -> dict[str, dict[str, tuple[str, ...]]]:
+    words = {}
+    for line in table.splitlines():
+        kind, _, rows = line.partition(": ")
+        fields = [tuple(row.strip().split("/")) for row in rows.split("|")]
+        words[kind] = {row[0]: row for row in fields}
+    words["person"] = {**words["girl"], **words["boy"]}
+    words["x"] = {**words["animal"], **words["treat"]}
+    return words
+
+
+WORDS = _read(_TABLE)  # type -> word -> its row of forms
+_ROLES = {"a": "person", "b": "person", "c": "person", "d": "person", "y": "x", "guess": "item"}
+NUMBER_ROLES = frozenset("nmkj")
+
+
+def kind_of(role: str) -> str:
+    """The type of a slot: its role's name without digits, one letter for people and numbers."""
+    base = role.rstrip("0123456789")
+    return "number" if base in NUMBER_ROLES else _ROLES.get(base, base)
+
+
+def gender(person: str) -> str:
+    return "f" if person in WORDS["girl"] else "m"
+
+
+def number(n: int, lang: str) -> str:
+    """`n` in words (0 to 49); the Chinese two is the one that stands before a measure word."""
+    if lang == "en":
+        tens, ones = divmod(n, 10)
+        return _ONES[n] if n < 20 else _TENS[tens] + (f"-{_ONES[ones]}" if ones else "")
+    if n == 2:
+        return "两"
+    tens, ones = divmod(n, 10)
+    return (_HAN[tens] if tens > 1 else "") + ("十" if tens else "") + (_HAN[ones] if ones or not tens else "")
+
+
+def _article(text: str) -> str:
+    return ("an " if text[0] in "aeiou" else "a ") + text
+
+
+def _by_gender(pair: tuple[str, str], person: str) -> str:
+    return pair[0] if gender(person) == "f" else pair[1]
+
+
+def form(kind: str, name: str, word: str | int, lang: str, count: int | None = None) -> str:
+    """One form of a word. `name` is "" for the plain word; `count` decides between singular and plural."""
+    zh = lang == "zh"
+    if kind == "number":
+        return number(int(word), lang)
+    row = WORDS[kind][str(word)]
+    plain = row[1] if zh else row[0]
+    if name in _FIXED:
+        return _by_gender(_PRONOUNS[_FIXED[name]][zh], row[0])
+    if name in _KINDS:
+        return _by_gender(_KINDS[name][zh], row[0])
+    if name == "pos":
+        return plain + ("的" if zh else "'s")
+    if name == "to":
+        return row[3] if zh else row[2]
+    if name == "cl":
+        return row[2]
+    if name == "pl":
+        return plain if zh else row[3]
+    if name == "a":
+        return plain if zh else _article(plain)
+    if name in NUMBER_ROLES and not zh:
+        return row[0] if count == 1 else row[3]
+    return plain
+
+
+def pronoun(name: str, person: str, lang: str) -> str:
+    return _by_gender(_PRONOUNS[name][lang == "zh"], person)
+
+
+def settles(kind: str, name: str) -> bool:
+    """Whether a form tells which word it is; the others (his, girl, a measure word) only have to agree with it."""
+    return name not in _FIXED and name not in _KINDS and name != "cl"
+
+
+@lru_cache(maxsize=None)
+def readings(kind: str, name: str, lang: str) -> dict[str, tuple[str | int, ...]]:
+    """Every text that a slot of this type and form can hold, with the words it may stand for."""
+    words = range(MAX_NUMBER + 1) if kind == "number" else WORDS[kind]
+    found: dict[str, list[str | int]] = {}
+    for word in words:
+        texts = {form(kind, name, word, lang, count) for count in (1, 2)}
+        if name in PRONOUN_FORMS:
+            texts.add(pronoun(name, str(word), lang))
+        for text in texts:
+            found.setdefault(text, []).append(word)
+    return {text: tuple(ws) for text, ws in found.items()}
+
+

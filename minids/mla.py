@@ -9,15 +9,18 @@ Paper: DeepSeek-V3 section 2.1.1, eq. 1-11; DeepSeek-V2 (arXiv 2405.04434) secti
     k_h = [W_UK_h c | k_pe],  v_h = W_UV_h c   wkv_b, per head its N rows of W_UK then its V rows of W_UV
     u   = W_O concat_h(softmax(scale q_h k_h^T) v_h),   scale = (N + R)^-0.5 (times m^2 under YaRN)
 
-Why RoPE is decoupled: without it W_UK moves to the query's side, q_h . (W_UK_h c) = (W_UK_h^T q_h) . c, and the cache keeps c alone.
-A rotation between the two would forbid that; so position lives in R features of its own. Three forms of one function (`impl`):
+Why RoPE is decoupled: without it W_UK moves to the query's side, q_h . (W_UK_h c) = (W_UK_h^T q_h) . c, and the cache
+keeps c alone.
+A rotation between the two would forbid that; so position lives in R features of its own. Three forms of one function
+(`impl`):
 
     naive   caches every head's k and v                      H (N + R + V) values a token   V3: 40,960
     latent  caches [c | k_pe], rebuilds k and v at each step C + R                          V3: 576
     absorb  caches [c | k_pe], never rebuilds: W_UK is taken into the query, W_UV after the mix.
             This is multi-query attention with keys of C + R and values of C features; the scale stays (N + R)^-0.5.
 
-Differs from the paper: nothing. The "additional scaling factors at the width bottlenecks" (section 4.2) are not published and
+Differs from the paper: nothing. The "additional scaling factors at the width bottlenecks" (section 4.2) are not
+published and
 appear in no public code, so they are not here.
 Left out: FP8 cache (16_decode), tensor parallelism.
 Notebook: 03_mla.
@@ -38,16 +41,19 @@ IMPLS = ("naive", "latent", "absorb")
 
 
 class LatentCache:
-    """One layer's [c | k_pe]: c after kv_norm, k_pe after RoPE, in one buffer [B, T_max, C + R]; `length` tokens are filled."""
+    """One layer's [c | k_pe]: c after kv_norm, k_pe after RoPE, in one buffer [B, T_max, C + R]; `length` tokens are
+    filled."""
 
     def __init__(self, batch: int, max_len: int, width: int, device=None, dtype=None):
         self.kv = torch.empty(batch, max_len, width, device=device, dtype=dtype)
         self.length = 0
 
-    def append(self, kv: Float[Tensor, "B S CR"]) -> Float[Tensor, "B T CR"]:
-        """Write the S new latents behind the old ones and return all T so far."""
-        start, self.length = self.length, room(self.length, kv.shape[1], self.kv.shape[1])
-        self.kv[:, start : self.length] = kv
+    def append(self, c: Float[Tensor, "B S C"], k_pe: Float[Tensor, "B S R"]) -> Float[Tensor, "B T CR"]:
+        """Write the S new latents and rotated keys behind the old ones and return all T so far, [c | k_pe]."""
+        start, self.length = self.length, room(self.length, c.shape[1], self.kv.shape[1])
+        C = c.shape[-1]
+        self.kv[:, start : self.length, :C] = c
+        self.kv[:, start : self.length, C:] = k_pe
         return self.kv[:, : self.length]
 
     @property
@@ -85,15 +91,16 @@ class MLA(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """Causal attention over x, or over the cache's tokens and x. `impl` must be the one the cache was made for."""
         q_nope, q_pe = self.queries(x, freqs_cis)
-        kv = self.latents(x, freqs_cis)  # [B S C+R]
+        c, k_pe = self.latents(x, freqs_cis)
         if cache is not None:
             self._check_cache(cache, impl)
-        if isinstance(cache, LatentCache):
-            kv = cache.append(kv)  # [B T C+R]
         if impl == "absorb":
+            kv = cache.append(c, k_pe) if isinstance(cache, LatentCache) else torch.cat([c, k_pe], -1)  # [B T C+R]
             o = self._absorbed(q_nope, q_pe, kv)
         else:
-            k, v = self.expand(kv)
+            if isinstance(cache, LatentCache):
+                c, k_pe = cache.append(c, k_pe).split([self.C, self.R], -1)
+            k, v = self.expand(c, k_pe)
             if isinstance(cache, KVCache):
                 k, v = cache.append(k, v)
             o = attend(torch.cat([q_nope, q_pe], -1), k, v, self.scale)
@@ -109,17 +116,20 @@ class MLA(nn.Module):
         q_nope, q_pe = q.view(B, S, self.H, self.N + self.R).split([self.N, self.R], -1)
         return q_nope, apply_rotary_emb(q_pe, freqs_cis)
 
-    def latents(self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"]) -> Float[Tensor, "B S CR"]:
-        """[c | k_pe], all that the cache keeps: the normalised latent and the rotated key that the heads share."""
+    def latents(
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"]
+    ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S R"]]:
+        """(c, k_pe), all that the cache keeps: the normalised latent, and the rotated key that the heads share."""
         # eq. 1 and 3: c_KV = RMSNorm(W_DKV h), k_R = RoPE(W_KR h)
         c, k_pe = self.wkv_a(x).split([self.C, self.R], -1)
         k_pe = apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)
-        return torch.cat([self.kv_norm(c), k_pe], -1)
+        return self.kv_norm(c), k_pe
 
-    def expand(self, kv: Float[Tensor, "B T CR"]) -> tuple[Float[Tensor, "B T H Dk"], Float[Tensor, "B T H V"]]:
+    def expand(
+        self, c: Float[Tensor, "B T C"], k_pe: Float[Tensor, "B T R"]
+    ) -> tuple[Float[Tensor, "B T H Dk"], Float[Tensor, "B T H V"]]:
         """Every head's key (N + R features) and value (V) from the latents."""
-        B, T, _ = kv.shape
-        c, k_pe = kv.split([self.C, self.R], -1)
+        B, T, _ = c.shape
         # eq. 2, 4, 5: k_C = W_UK c, v = W_UV c, k_h = [k_C_h; k_R]
         k_nope, v = self.wkv_b(c).view(B, T, self.H, self.N + self.V).split([self.N, self.V], -1)
         return torch.cat([k_nope, k_pe.unsqueeze(2).expand(-1, -1, self.H, -1)], -1), v

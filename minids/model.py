@@ -3,11 +3,14 @@
 Paper: DeepSeek-V3 section 2, figure 2; sizes in section 4.2.
 
     h = embed(tokens)
-    for each block:  h = h + attn(attn_norm(h));  h = h + ffn(ffn_norm(h))     the first n_dense_layers FFNs are dense, the rest MoE
+    for each block:  h = h + attn(attn_norm(h));  h = h + ffn(ffn_norm(h))     the first n_dense_layers FFNs are
+    dense, the rest MoE
     logits = head(norm(h))
 
-One class serves every preset, from the laptop's to the 671 B one: build that on the meta device, `with torch.device("meta"): Transformer(v3())`,
-where tensors have shapes and no memory. Training calls `losses`, which never holds the logits of the whole batch with their gradient twice.
+One class serves every preset, from the laptop's to the 671 B one: build that on the meta device, `with
+torch.device("meta"): Transformer(v3())`,
+where tensors have shapes and no memory. Training calls `losses`, which never holds the logits of the whole batch with
+their gradient twice.
 
 Differs from the paper: the baselines of the course use GQA in the same class (`cfg.attn`).
 Left out: tensor and pipeline parallelism (10_dualpipe, 11_expert_parallel), FP8 (09_fp8).
@@ -64,7 +67,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DeepSeek-V3 of any size. Weights are drawn from N(0, init_std) by `generator`; the same seed gives the same model."""
+    """DeepSeek-V3 of any size. Weights are drawn from N(0, init_std) by `generator`; the same seed gives the same
+    model."""
 
     def __init__(self, cfg: Config, generator: torch.Generator | None = None):
         super().__init__()
@@ -80,7 +84,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every matrix from N(0, init_std), as the paper does with 0.006; norms start at 1, biases of the gate at 0."""
+        """Draw every matrix from N(0, init_std), as the paper does with 0.006; norms start at 1, biases of the gate
+        at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Experts, Gate)):
                 for p in module.parameters(recurse=False):
@@ -92,7 +97,7 @@ class Transformer(nn.Module):
         """Logits of the next token at every position. With a cache, `tokens` continue what it holds.
 
         `impl` (MLA only): "naive", "latent" or "absorb"; by default what the cache was made for, and naive without one.
-        Raises ValueError for a context longer than `max_seq_len` and for tokens outside the vocabulary.
+        Raises ValueError for a context longer than `max_seq_len`.
         """
         return self.head(self.hidden(tokens, cache, impl)[0])
 
@@ -126,7 +131,8 @@ class Transformer(nn.Module):
         return [m for m in self.modules() if isinstance(m, Gate)]
 
     def new_cache(self, batch: int, max_len: int | None = None, impl: str = "absorb") -> Cache:
-        """Empty caches, one a layer, for `batch` sequences of at most `max_len` tokens (default: the model's context)."""
+        """Empty caches, one a layer, for `batch` sequences of at most `max_len` tokens (default: the model's
+        context)."""
         max_len = max_len or self.cfg.max_seq_len
         how = (impl,) if self.cfg.attn == "mla" else ()
         return [layer.attn.new_cache(batch, max_len, *how) for layer in self.layers]  # type: ignore[union-attr,operator]
@@ -136,10 +142,10 @@ class Transformer(nn.Module):
 
     def _angles(self, tokens: Int[Tensor, "B S"], cache: Cache | None) -> Complex[Tensor, "S P"]:
         start = cache[0].length if cache else 0
-        end = start + tokens.shape[1]
-        if end > self.cfg.max_seq_len:
+        end, longest = start + tokens.shape[1], self.cfg.max_seq_len
+        if end > longest:
             raise ValueError(
-                f"the context must fit into max_seq_len = {self.cfg.max_seq_len} tokens; got {start} + {tokens.shape[1]} = {end}. "
+                f"the context must fit into max_seq_len = {longest}; got {start} + {tokens.shape[1]} = {end} tokens. "
                 "Shorten the prompt, or extend the model with YaRN (rope_factor, 12_long_context)."
             )
         return self.freqs_cis[start:end]

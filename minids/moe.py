@@ -4,16 +4,20 @@ Paper: DeepSeek-V3 section 2.1.2, eq. 12; DeepSeekMoE arXiv 2401.06066.
 
     y = shared(x) + sum_k g_k E_k(x)          (the residual adds x outside)
 
-All experts' weights sit in two stacked tensors, `w13` [E 2F D] and `w2` [E D F], so that a step touches few tensors and an expert without
+All experts' weights sit in two stacked tensors, `w13` [E 2F D] and `w2` [E D F], so that a step touches few tensors
+and an expert without
 tokens simply has a zero gradient. Two ways to run them, the same sums in a different order:
 
-    sort    many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its consecutive rows, then
+    sort    many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its
+    consecutive rows, then
             put the rows back. The reads and writes are whole rows; no product is wasted.
     gather  few tokens (decoding): fetch the chosen experts' matrices and do one batched product.
 
-The backward pass of `sort` is written by hand: autograd would build a full-size gradient of `w13` for every expert it cuts out.
+The backward pass of `sort` is written by hand: autograd would build a full-size gradient of `w13` for every expert it
+cuts out.
 
-Differs from the paper: nothing in the mathematics. The shared experts are one MLP of n_shared x F width, as in DeepSeek's code: the same function.
+Differs from the paper: nothing in the mathematics. The shared experts are one MLP of n_shared x F width, as in
+DeepSeek's code: the same function.
 Left out: experts on other devices (11_expert_parallel), redundant experts (17_serving).
 Notebook: 04_moe.
 """
@@ -26,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minids.config import Config
 from minids.layers import MLP
@@ -94,49 +99,59 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
         """Rows ordered by expert, one product per expert, rows put back: for many tokens."""
-        T, K = indices.shape
-        flat = indices.flatten()
-        order = flat.argsort(stable=True)  # the pairs, by expert
+        order = indices.flatten().argsort(stable=True)  # the T K pairs, by expert
         counts = expert_load(indices, self.w13.shape[0]).tolist()
-        rows = _SwiGLUByExpert.apply(x[order // K], self.w13, self.w2, counts)  # [TK D]
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(T * K, device=order.device))
-        return torch.bmm(weights.unsqueeze(1), rows[back].view(T, K, -1)).squeeze(1)
+        return _SortedExperts.apply(x, self.w13, self.w2, weights, order, counts)
 
 
-class _SwiGLUByExpert(torch.autograd.Function):
-    """y = w2_e(silu(w1_e x) * w3_e x) for rows that are ordered by expert e; counts[e] rows each."""
+class _SortedExperts(torch.autograd.Function):
+    """sum_k w2_e(g_k silu(w1_e x) * w3_e x) with the pairs (token, k) taken in `order`, by expert; counts[e] pairs
+    each.
+
+    The weight g_k multiplies the F narrow activations instead of the D wide outputs: w2_e is linear.
+    """
 
     @staticmethod
-    def forward(ctx, x, w13, w2, counts):
-        h, y = x.new_empty(len(x), w13.shape[1]), torch.empty_like(x)
+    def forward(ctx, x, w13, w2, weights, order, counts):
+        T, K = weights.shape
+        token, g = order // K, weights.flatten().index_select(0, order).unsqueeze(-1)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(T * K, device=order.device))
+        xs = x.index_select(0, token)  # [TK D], by expert
+        h, y = x.new_empty(T * K, w13.shape[1]), torch.empty_like(xs)
         for e, rows in _spans(counts):
-            torch.mm(x[rows], w13[e].t(), out=h[rows])
+            torch.mm(xs[rows], w13[e].t(), out=h[rows])
         gate, up = h.chunk(2, -1)
-        a = F.silu(gate).mul_(up)
+        a = F.silu(gate).mul_(up).mul_(g)  # [TK F]
         for e, rows in _spans(counts):
             torch.mm(a[rows], w2[e].t(), out=y[rows])
-        ctx.save_for_backward(x, w13, w2, h)
+        ctx.save_for_backward(xs, w13, w2, g, token, back, h)
         ctx.counts = counts
-        return y
+        return y.index_select(0, back).view(T, K, -1).sum(1)
 
     @staticmethod
-    def backward(ctx, dy):
-        x, w13, w2, h = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx, d):  # type: ignore[override]
+        xs, w13, w2, g, token, back, h = ctx.saved_tensors
+        dy = d.index_select(0, token)  # [TK D], by expert
         gate, up = h.chunk(2, -1)
         sig = gate.sigmoid()
         silu = gate * sig
-        a = silu * up  # recomputed, as the paper does for SwiGLU (section 3.3.3)
-        da, dx = torch.empty_like(a), torch.empty_like(x)
+        a = silu * up  # computed again, as the paper does for SwiGLU (section 3.3.3)
+        ga, dga = a * g, torch.empty_like(a)
         dw13, dw2 = torch.zeros_like(w13), torch.zeros_like(w2)
         for e, rows in _spans(ctx.counts):
-            torch.mm(dy[rows], w2[e], out=da[rows])
-            torch.mm(dy[rows].t(), a[rows], out=dw2[e])
-        # d silu(g) / dg = sig + silu (1 - sig)
+            torch.mm(dy[rows], w2[e], out=dga[rows])
+            torch.mm(dy[rows].t(), ga[rows], out=dw2[e])
+        dg, da = torch.linalg.vecdot(dga, a), dga.mul_(g)
+        # d silu(u) / du = sig + silu (1 - sig)
         dh = torch.cat([da * up * (sig + silu * (1 - sig)), da * silu], -1)
+        dxs = dy  # its rows are spent
         for e, rows in _spans(ctx.counts):
-            torch.mm(dh[rows], w13[e], out=dx[rows])
-            torch.mm(dh[rows].t(), x[rows], out=dw13[e])
-        return dx, dw13, dw2, None
+            torch.mm(dh[rows].t(), xs[rows], out=dw13[e])
+            torch.mm(dh[rows], w13[e], out=dxs[rows])
+        T, K = len(d), len(back) // len(d)
+        dx = dxs.index_select(0, back).view(T, K, -1).sum(1)
+        return dx, dw13, dw2, dg.index_select(0, back).view(T, K), None, None
 
 
 def _spans(counts: list[int]):

@@ -1,8 +1,10 @@
 """Multi-token prediction: small extra modules, one block each, that predict the token after next from the same trunk.
 
-Paper: DeepSeek-V3 section 2.2, eq. 21-25; names as in the released weights (enorm, hnorm, eh_proj, shared_head.norm -> `norm`).
+Paper: DeepSeek-V3 section 2.2, eq. 21-25; names as in the released weights (enorm, hnorm, eh_proj, shared_head.norm
+-> `norm`).
 
-Depth k at position i sees the hidden state h^(k-1)_i and the embedding of the token k ahead, and predicts the one after that:
+Depth k at position i sees the hidden state h^(k-1)_i and the embedding of the token k ahead, and predicts the one
+after that:
 
     h'_i = M_k [RMSNorm(Emb(t_(i+k))) ; RMSNorm(h^(k-1)_i)]    enorm, hnorm, eh_proj     eq. 21
     h^k  = TRM_k(h'_(1..T-k))                                  block                     eq. 22
@@ -15,10 +17,13 @@ Depth k at position i sees the hidden state h^(k-1)_i and the embedding of the t
     depth 1 reads     t1   t2   t3   t4   t5   -      (with h_i)
     depth 1 predicts  t2   t3   t4   t5   t6   -
 
-The embedding and the head are the main model's own. At decoding the module is dropped, or drafts a token to be verified.
+The embedding and the head are the main model's own. At decoding the module is dropped, or drafts a token to be
+verified.
 
-Differs from the paper: the concatenation puts the embedding first, as the released weights do (eq. 21 prints the hidden state first;
-the same function after swapping M_k's column halves). h^0 is the trunk's output after its final norm, as `transformers` and vLLM take it;
+Differs from the paper: the concatenation puts the embedding first, as the released weights do (eq. 21 prints the
+hidden state first;
+the same function after swapping M_k's column halves). h^0 is the trunk's output after its final norm, as
+`transformers` and vLLM take it;
 the paper does not say.
 Left out: masking targets across document borders (V3 packs without masks in pre-training).
 Notebook: 06_mtp.
@@ -55,7 +60,8 @@ class MTP(nn.Module):
         cache=None,
         impl: str = "naive",
     ):
-        """(h^k [B S D] ready for the shared head, the block's routing): `emb` is the embedding of the token k ahead of h's."""
+        """(h^k [B S D] ready for the shared head, the block's routing): `emb` is the embedding of the token k ahead
+        of h's."""
         # eq. 21
         x = self.eh_proj(torch.cat([self.enorm(emb), self.hnorm(h)], -1))
         # eq. 22
@@ -75,7 +81,7 @@ def mtp_loss(
 
     `head_loss(h, targets)` is the summed cross-entropy of the shared head. Lambda is the caller's.
     """
-    B, S, D = h.shape
+    B, S, _ = h.shape
     total, routings = h.new_zeros(()), []
     for k, module in enumerate(modules, start=1):
         reads, targets = shifted(tokens, k)

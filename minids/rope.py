@@ -1,8 +1,10 @@
-"""RoPE turns each pair of features by an angle that grows with the position; YaRN bends the angles to reach longer contexts.
+"""RoPE turns each pair of features by an angle that grows with the position; YaRN bends the angles to reach longer
+contexts.
 
 Paper: RoPE arXiv 2104.09864; YaRN arXiv 2309.00071; their use in DeepSeek-V3 sections 2.1.1 (eq. 3 and 8) and 4.3.
 
-Pair i of R features turns at f_i = theta^(-2i/R) radians a token. A dot product of a query turned by its position s and a key
+Pair i of R features turns at f_i = theta^(-2i/R) radians a token. A dot product of a query turned by its position s
+and a key
 turned by t depends on s - t alone: that is the point. Position s multiplies the pair, read as one complex number, by
 exp(i s f_i); `freqs_cis[s, i]` holds that number.
 
@@ -14,7 +16,8 @@ YaRN with factor s (`rope_factor`) over the trained length L0 (`original_seq_len
 and a temperature: the softmax scale is multiplied by m^2, m = 0.1 mscale_all_dim ln s + 1 (`softmax_mscale`).
 For V3 (R 64, L0 4096, s 40): low 10, high 23, m^2 = 1.8738542.
 
-Differs from the paper: nothing; where papers are silent we do what `transformers` does (frequencies bent at every length,
+Differs from the paper: nothing; where papers are silent we do what `transformers` does (frequencies bent at every
+length,
 high clamped at R - 1, cos and sin multiplied by mscale / mscale_all_dim's ratio, which is 1 for V3).
 Left out: the other scalings (linear, dynamic NTK).
 Notebook: 02_attention (RoPE), 12_long_context (YaRN).
@@ -43,7 +46,8 @@ def yarn_range(dim: int, cfg: Config) -> tuple[float, float]:
         # corr(r) = R ln(L0 / (2 pi r)) / (2 ln theta)
         return dim * math.log(cfg.original_seq_len / (turns * 2 * math.pi)) / (2 * math.log(cfg.rope_theta))
 
-    low, high = max(math.floor(corr(cfg.beta_fast)), 0), min(math.ceil(corr(cfg.beta_slow)), dim - 1)
+    low = float(max(math.floor(corr(cfg.beta_fast)), 0))
+    high = float(min(math.ceil(corr(cfg.beta_slow)), dim - 1))
     return low, high if high != low else high + 0.001
 
 
@@ -83,6 +87,7 @@ def precompute_freqs_cis(cfg: Config) -> Complex[Tensor, "L P"]:
 
 def apply_rotary_emb(x: Float[Tensor, "B S H R"], freqs_cis: Complex[Tensor, "S P"]) -> Float[Tensor, "B S H R"]:
     """Turn the pairs (x0,x1), (x2,x3), .. of each head by its position's angle: DeepSeek's interleaved layout."""
-    z = torch.view_as_complex(x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)))  # [B S H R/2]
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
+    z = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))  # [B S H R/2]
     # (x0 + i x1) exp(i s f)
     return torch.view_as_real(z * freqs_cis[:, None, :]).flatten(-2).to(x.dtype)

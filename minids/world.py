@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 Value = str | int
 Key = tuple[Value, ...]
 # Slots of these types name something that must have come into the story before it is spoken of.
-INTRODUCED = frozenset({"person", "pet", "item", "things", "animal"})
+INTRODUCED = frozenset({"person", "pet", "item", "things", "crop", "animal", "x"})
 
 
 class Contradiction(ValueError):

@@ -1,6 +1,7 @@
 """What a check says when an answer is not right: `Wrong`, and helpers that raise it with the first difference found.
 
-A check is a plain function that takes the learner's object, calls it and compares. It returns None when all is well and raises `Wrong` when not:
+A check is a plain function that takes the learner's object, calls it and compares. It returns None when all is well and
+raises `Wrong` when not:
 
     expect_close(fn(x), want)                                   # numbers, tensors, tuples, lists, dicts of them
     expect_close(fn(x), want, causes=[(too_big, "The scale is missing: divide by sqrt(N + R).")])
@@ -8,10 +9,11 @@ A check is a plain function that takes the learner's object, calls it and compar
     ensure(y.isfinite().all(), "finite values", y, "A row with no key at all gives 0 / 0.")
     expect_raises(ValueError, fn, -1)
 
-`expect_close` looks at the kind of thing first, then shape, then dtype, then values, and names the first that differs. `causes` lists results of
-known mistakes: pairs of (that wrong result, or a function from the answer to True or False) and (the message). They are tried in order, first of all.
-Compute in float64 where you can: the default tolerance there (relative 1e-8, absolute 1e-10) leaves room for any order of summation and no
-room for a mistake; for float32 it is 1e-4 and 1e-5.
+`expect_close` looks at the kind of thing first, then shape, then dtype, then values, and names the first that differs.
+`causes` lists results of known mistakes: pairs of (that wrong result, or a function from the answer to True or False)
+and (the message). When an answer differs they are tried in order, and the first that fits is the likely cause.
+Compute in float64 where you can: the default tolerance there (relative 1e-8, absolute 1e-10) leaves room for any order
+of summation and none for a mistake; for float32 it is 1e-4 and 1e-5.
 """
 
 from __future__ import annotations
@@ -71,18 +73,18 @@ def expect_raises(error: type[Exception], fn: Callable[..., Any], *args: Any, ca
     raise Wrong(f"a {error.__name__}", got, cause or f"This input breaks the rule, so it must raise {error.__name__}.")
 
 
-def expect_equal(got: Any, want: Any, *, what: str = "the answer", cause: str = "", causes: Causes = ()) -> None:
+def expect_equal(got: Any, want: Any, *, what: str = "answer", cause: str = "", causes: Causes = ()) -> None:
     """Raise `Wrong` unless `got` is exactly `want` (tensors: shape, dtype kind and every element)."""
     _compare(got, want, what, cause, causes, rtol=0.0, atol=0.0, dtype=False)
 
 
 def expect_close(
-    got: Any, want: Any, *, what: str = "the answer", cause: str = "", causes: Causes = (),
+    got: Any, want: Any, *, what: str = "answer", cause: str = "", causes: Causes = (),
     rtol: float | None = None, atol: float | None = None, dtype: bool = True,
 ) -> None:  # fmt: skip
     """Raise `Wrong` unless `got` is `want` up to rounding. `cause` is said when none of `causes` fits.
 
-    `dtype=False` lets the answer be of another precision (float32 for float64); integers for floats never pass silently.
+    `dtype=False` lets the answer have another precision (float32 for float64), never integers for floats.
     """
     _compare(got, want, what, cause, causes, rtol=rtol, atol=atol, dtype=dtype)
 

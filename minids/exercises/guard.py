@@ -1,4 +1,7 @@
-"""Run a learner's code so that nothing it does outlives the check: errors become words, global state is put back, inputs are copies."""
+"""Run a learner's code so that nothing it does outlives the check.
+
+Errors become words, random states and modes are put back, inputs are copies.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from minids.exercises.expect import Wrong
 
 @contextmanager
 def sandbox(seed: int) -> Iterator[None]:
-    """Seeded random numbers and gradients on inside; random states, gradient mode and default dtype as before outside."""
+    """Inside: seeded random numbers, gradients on. After: random states, gradient mode and default dtype as before."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
     plain, numpys, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
     try:
@@ -114,7 +117,8 @@ def _codes(obj: object) -> Iterator[CodeType]:
 def hand_copies(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` that gets copies of the tensors, arrays, lists and dictionaries it is called with, and may not change them.
 
-    A change is reported as `Wrong`, by the name of the argument. Gradients flow through the copies to the originals. Modules are handed over as they are.
+    A change is reported as `Wrong`, by the argument's name. Gradients flow through the copies to the originals.
+    Parameters and modules are handed over as they are.
     """
 
     @functools.wraps(fn)
@@ -124,7 +128,7 @@ def hand_copies(fn: Callable[..., Any]) -> Callable[..., Any]:
         changed = [_argument_name(fn, i) for i, (a, b) in enumerate(zip(args, theirs, strict=True)) if not _same(a, b)]
         changed += [k for k, v in kwargs.items() if not _same(v, their_kwargs[k])]
         if changed:
-            cause = "Operations whose name ends in _ , +=, and x[...] = ... write into the caller's data: work on a new one."
+            cause = "x += ..., x[...] = ... and methods ending in _ write into the caller's data: make a new value."
             raise Wrong(f"`{changed[0]}` left as it was", f"`{changed[0]}` changed by the function", cause)
         return result
 

@@ -1,0 +1,30 @@
+"""Figures: plain functions from data to a picture, so that a notebook, a widget and a test all draw the same one.
+
+    from minids import plot
+    plot.cache_bytes({"MHA": 4_194_304, "MLA": 70_272}, max_context=131_072)
+
+To add one: write a function in the file of its floor (`model.py`, `training.py`, ...), import it below.
+
+    @styled
+    def load_map(load: Sequence[Sequence[int]], title: str = "Tokens per expert") -> Picture:
+        picture, ax = axes("Heat map: tokens per expert and step", height=3)
+        ax.imshow(load, aspect="auto")
+        ax.set(title=title, xlabel="expert", ylabel="step")
+        return picture
+
+It takes numbers, lists and arrays, never a model, a file or a notebook; says in one sentence what it shows (the first
+argument of `axes`, the text for those who cannot see it); labels both axes with units; and tells series apart by more
+than colour: a line style of `LINES`, a marker, a text. Texts from data (tokens, Chinese) go through `label`, since only
+the letters of matplotlib's own font are there on every machine. `picture.png()` gives the bytes. Keep within 300 ms,
+with the axes 7 inches wide, so that a slider over it feels alive.
+"""
+
+from minids.plot.attention import cache_of_models, decode_cost, low_rank, quality_by_cache
+from minids.plot.model import anatomy, cache_bytes
+from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
+from minids.plot.training import curves
+
+__all__ = [
+    "COLOURS", "LINES", "Picture", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves", "decode_cost", "label",
+    "low_rank", "quality_by_cache", "style", "styled",
+]  # fmt: skip

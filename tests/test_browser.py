@@ -1,0 +1,290 @@
+"""In JupyterLab and a real Chromium, the widgets do what a reader expects: a moved slider changes the picture.
+
+A notebook is opened as a copy, cut down to the cells that its widgets need (nbval has run the others), all cells are
+run, and each picture's first control that has an effect is moved by the keyboard. Nothing may be asked of any other host.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+SETTINGS = {  # no news from the network; every cell in the page, not only those in view
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+SHA = "img => fetch(img.src).then(r => r.arrayBuffer()).then(b => Array.from(new Uint8Array(b)).join())"
+DONE = "every cell has run"
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e .[dev]")
+pytestmark = pytest.mark.browser
+
+
+def code_cells(path: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell makes or changes, and all the names in it."""
+    tree = ast.parse(source)
+    made = {
+        alias.asname or alias.name.split(".")[0]
+        for n in ast.walk(tree)
+        for alias in getattr(n, "names", [])
+        if isinstance(alias, ast.alias)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            made.add(node.id)
+        elif isinstance(node, ast.Expr | ast.Attribute | ast.Subscript):  # x.append(1), x.y = 1, x[0] = 1
+            made |= _changed(node)
+    return made, made | {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+
+
+def _changed(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Expr):
+        node = node.value.func if isinstance(node.value, ast.Call) else node.value
+    elif not isinstance(getattr(node, "ctx", None), ast.Store):
+        return set()
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+        if isinstance(node, ast.Name):
+            return {node.id}
+    return set()
+
+
+def cells_for_widgets(cells: list[str]) -> list[str]:
+    """The cells with a widget, and the earlier ones that they build upon."""
+    kept, wanted = [], set()
+    for source in reversed(cells):
+        made, seen = names(source)
+        if "explore(" in source or made & wanted:
+            kept.append(source)
+            wanted |= seen
+    return kept[::-1]
+
+
+def notebooks_with_widgets() -> list[Path]:
+    return [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if any("explore(" in c for c in code_cells(path))]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, f"after {seconds} s: {what}"
+        time.sleep(0.05)
+    return result
+
+
+class Lab:
+    """A JupyterLab server of its own, with a folder of notebooks that may be written to."""
+
+    def __init__(self, folder: Path):
+        self.root, self.token = folder / "root", secrets.token_hex(16)
+        self.root.mkdir()
+        if (assets := NOTEBOOKS.parent / "assets").exists():
+            shutil.copytree(assets, self.root / "assets")
+        for name, content in SETTINGS.items():
+            path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content), encoding="utf-8")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.log = (folder / "lab.log").open("w", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+            + [
+                f"--port={self.url.rsplit(':', 1)[1]}",
+                "--ServerApp.port_retries=0",
+                f"--ServerApp.root_dir={self.root}",
+            ]
+            + [f"--IdentityProvider.token={self.token}"],
+            env=os.environ
+            | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces")}
+            | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, f"JupyterLab ended: {Path(self.log.name).read_text(encoding='utf-8')}"
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/status?token={self.token}", timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=30)
+        self.log.close()
+
+    def add(self, name: str, cells: list[str]) -> str:
+        """The address of a new notebook with these cells."""
+        folder = self.root / "notebooks"
+        folder.mkdir(exist_ok=True)
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        last = f"print({DONE!r})"
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(c) for c in [*cells, last]], metadata=kernel
+        )
+        nbformat.write(notebook, folder / name)
+        return f"{self.url}/lab/tree/notebooks/{name}?token={self.token}&reset"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    server = Lab(tmp_path_factory.mktemp("lab"))
+    try:
+        wait_until(server.answers, 120, "JupyterLab does not answer")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_api.sync_playwright() as playwright:
+        if path is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip(
+                "no Chromium: `apt-get install chromium`, or `playwright install chromium`, or set CHROMIUM=path"
+            )
+        browser = playwright.chromium.launch(executable_path=path, args=QUIET.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    page = browser.new_page(viewport={"width": 1280, "height": 1600})
+    hosts: set[str] = set()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
+    yield page
+    page.close()
+    assert hosts - {"", "127.0.0.1"} == set(), "a page must not need the network"
+
+
+def run_all(page: Any, address: str, seconds: float = 240) -> Any:
+    """Open a notebook, run every cell, and return it once the last one has printed."""
+    page.goto(address)
+    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    notebook.locator(".jp-Notebook").wait_for(timeout=60_000)
+    # The cells' own indicator says "idle" before a kernel is there, and a run started then is lost.
+    sync_api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    failed = notebook.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    done = notebook.locator(".jp-OutputArea-output pre", has_text=DONE)
+    wait_until(lambda: done.count() or failed.count(), seconds, "the last cell has not printed")
+    assert failed.count() == 0, failed.first.inner_text()
+    return notebook
+
+
+def shown(picture: Any) -> str:
+    return hashlib.sha256(picture.evaluate(SHA).encode()).hexdigest()
+
+
+def changes(picture: Any, before: str, seconds: float = 6) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if shown(picture) != before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def some_control_moves(widget: Any, picture: Any) -> bool:
+    """Whether a step to the right or left on some slider, or another entry of a menu, changes the picture."""
+    controls = widget.locator(".noUi-handle, select")
+    for i in range(controls.count()):
+        for key in ("ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp"):
+            before = shown(picture)
+            controls.nth(i).focus()
+            controls.nth(i).press(key)
+            if changes(picture, before):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("path", notebooks_with_widgets(), ids=lambda path: path.stem)
+def test_moving_a_control_changes_the_picture(path: Path, lab: Lab, page: Any) -> None:
+    notebook = run_all(page, lab.add(path.name, cells_for_widgets(code_cells(path))))
+    widgets = notebook.locator(".jp-OutputArea-output .widget-vbox", has=page.locator("img"))
+    assert widgets.count() > 0
+    for i in range(widgets.count()):
+        picture = widgets.nth(i).locator("img")
+        assert picture.get_attribute("title"), "a picture says what it shows"
+        assert some_control_moves(widgets.nth(i), picture), f"no control of widget {i + 1} changes its picture"
+
+
+EXPLORE = """
+from minids import plot
+from minids.widgets import LivePlot, explore
+
+def draw(n=2):
+    if n == 4:
+        raise RuntimeError("four <is> too many")
+    return plot.curves({"n": range(n)})
+
+explore(draw, n=(1, 9))
+"""
+LIVE = """
+import time
+from minids import plot
+from minids.widgets import LivePlot
+
+with LivePlot(plot.curves, every=0.1) as live:
+    for n in range(1, 41):
+        live.update({"n": list(range(n))})
+        time.sleep(0.1)
+"""
+
+
+def test_an_error_while_moving_is_shown_and_goes_away(lab: Lab, page: Any) -> None:
+    widget = run_all(page, lab.add("explore.ipynb", [EXPLORE])).locator(".widget-vbox")
+    handle, picture, alert = widget.locator(".noUi-handle"), widget.locator("img"), widget.get_by_role("alert")
+    before = shown(picture)
+    handle.press("ArrowRight")
+    wait_until(lambda: shown(picture) != before, 20, "the picture has not changed")
+    handle.press("ArrowRight")
+    sync_api.expect(alert).to_contain_text("RuntimeError: four <is> too many", timeout=20_000)
+    handle.press("ArrowRight")
+    sync_api.expect(alert).to_have_count(0, timeout=20_000)
+
+
+def test_a_live_plot_moves_while_its_cell_runs_and_ends_as_a_plain_picture(lab: Lab, page: Any) -> None:
+    page.goto(lab.add("live.ipynb", [LIVE]))
+    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    sync_api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    moving = notebook.locator("img.jupyter-widgets")
+    moving.wait_for(timeout=60_000)
+    seen = {shown(moving)}
+    wait_until(lambda: seen.add(shown(moving)) or len(seen) >= 3, 30, "the picture stands still")
+    notebook.locator(".jp-OutputArea-output pre", has_text=DONE).wait_for(timeout=60_000)
+    assert moving.count() == 0
+    assert notebook.locator('.jp-RenderedImage img[src^="data:image/png"]').count() == 1
