@@ -1,17 +1,17 @@
-"""What training leaves on disk, written so that a crash at any moment loses nothing: runs, checkpoints and finished models.
+"""What training leaves on disk, written so that a crash at any moment loses nothing: runs, checkpoints, models.
 
-Paper: not described; DeepSeek-V3 section 4 only tells that its training never had to be rolled back. The rules are the usual ones.
+Paper: not described; DeepSeek-V3 (section 1) only tells that its training never had to be rolled back.
 
-    runs/a/config.json            the model's sizes          model directory: these three files, nothing else
+    runs/a/config.json            the model's sizes           a model directory holds these three files
     runs/a/tokenizer.json         the tokenizer
     runs/a/model.safetensors      the weights, when training has ended
     runs/a/train.json             how it is trained
     runs/a/step-00000120/         a checkpoint: tensors.safetensors (weights, average, moments, random state)
                                   and state.json (step, plan, data position, history); the last few are kept
 
-Atomic: a checkpoint is written beside its place under a name that ends in `.tmp`, flushed to the disk, and then renamed. A rename
-happens wholly or not at all, so a directory named step-... is complete; what ends in `.tmp` was never finished and is swept away.
-Nothing is pickled: a file of weights cannot run code.
+Atomic: a checkpoint is written beside its place under a name that ends in `.tmp`, flushed to the disk, then renamed.
+A rename happens wholly or not at all, so a directory named step-... is complete; what ends in `.tmp` was never finished
+and is swept away. Nothing is pickled: a file of weights cannot run code.
 
 Differs from the paper: nothing to differ from.
 Left out: sharded and asynchronous saving (torch.distributed.checkpoint does both).
@@ -90,8 +90,8 @@ def _cannot_save(error: OSError, path: Path) -> OSError:
 def load(path: str | Path, expect: Mapping[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, state) of the checkpoint directory `path`.
 
-    `expect` holds parts of the state that must be the same, for instance {"model": the sizes}; ValueError names the first
-    field that differs. FileNotFoundError for a missing file, ValueError for a damaged one.
+    `expect` holds parts of the state that must be the same, for instance {"model": the sizes}; ValueError names the
+    first field that differs. FileNotFoundError for a missing file, ValueError for a damaged one.
     """
     path = Path(path)
     state = read_json(path / STATE, "a checkpoint")
@@ -123,7 +123,7 @@ def sweep(run: str | Path) -> list[Path]:
 def save_model(
     directory: str | Path, model: Transformer, tokenizer: Tokenizer | None = None, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """Write a model directory: config.json, tokenizer.json, model.safetensors in `dtype` (torch.bfloat16 halves the file).
+    """Write a model directory: config.json, tokenizer.json, model.safetensors in `dtype` (BF16 halves the file).
 
     The gates' biases stay in fp32: their steps are finer than BF16 resolves.
     """
@@ -135,7 +135,7 @@ def save_model(
     try:
         write_config(directory, model.cfg)
         if tokenizer is not None:
-            write(directory / TOKENIZER, tokenizer.to_json().encode("utf-8"))
+            write(directory / TOKENIZER, tokenizer.to_str().encode("utf-8"))
         write(directory / MODEL, pack(weights))  # last: a directory with weights is a whole one
     except OSError as error:
         raise _cannot_save(error, directory / MODEL) from error
@@ -149,7 +149,7 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer | None]:
     """(model ready for inference, tokenizer) of a model directory, a run, or one checkpoint of a run.
 
-    A run that has not ended gives the weights of its last checkpoint. The tokenizer is None where there is no tokenizer.json.
+    A run that has not ended gives the weights of its last checkpoint. Without a tokenizer.json the tokenizer is None.
     FileNotFoundError or ValueError say what is missing or wrong, and what to do.
     """
     path = Path(path)
@@ -158,7 +158,9 @@ def load_model(
     model = Transformer(cfg)
     _fill(model, _find_weights(path), path)
     tokenizer = home / TOKENIZER
-    return model.to(device, dtype).eval(), Tokenizer.load(tokenizer) if tokenizer.is_file() else None
+    for p in model.parameters():  # not `model.to(dtype)`: angles are complex, and biases stay in fp32
+        p.data = p.data.to(dtype)
+    return model.to(device).eval(), Tokenizer.load(tokenizer) if tokenizer.is_file() else None
 
 
 def _find_weights(path: Path) -> dict[str, Tensor]:
@@ -167,7 +169,8 @@ def _find_weights(path: Path) -> dict[str, Tensor]:
     checkpoint = path if NAME.fullmatch(path.name) else latest(path)
     if checkpoint is None:
         raise FileNotFoundError(
-            f"{path} holds no weights: neither {MODEL} nor a checkpoint step-... . Train it first, or choose another directory."
+            f"{path} holds no weights: neither {MODEL} nor a checkpoint step-... . "
+            "Train it first, or choose another directory."
         )
     tensors, state = load(checkpoint)
     which = state.get("export", "model")
@@ -181,8 +184,8 @@ def _fill(model: Transformer, weights: dict[str, Tensor], path: Path) -> None:
         here, there = (list(d[name].shape) if name in d else "nothing" for d in (want, weights))
         if here != there:
             raise ValueError(
-                f"the weights of {path} do not fit its {CONFIG}: {name} is {there} in the file and {here} by the config. "
-                "The two come from different models; put back the config.json that was saved with these weights."
+                f"the weights of {path} do not fit its {CONFIG}: {name} is {there} in the file and {here} by the "
+                "config. They come from different models; put back the config.json that was saved with these weights."
             )
     model.load_state_dict(weights)
 
@@ -203,11 +206,58 @@ def write_config(directory: str | Path, cfg: Config) -> None:
     write(Path(directory) / CONFIG, to_json({"format": FORMAT, "model": asdict(cfg)}))
 
 
+def open_run(
+    out: Path, cfg: Config, settings: Mapping[str, Any], tokenizer: Tokenizer | None, resume: bool = True
+) -> Tokenizer | None:
+    """Make `out` a run directory, or check that it holds this very run. Returns the run's tokenizer.
+
+    `settings` is how it is trained. ValueError, with nothing touched, where `out` holds another run or anything else.
+    """
+    if not (out / CONFIG).is_file():
+        _new_run(out, cfg, settings, tokenizer)
+        return tokenizer
+    saved, is_run = read_config(out), (out / TRAIN).is_file()
+    if not resume or not is_run:
+        raise ValueError(
+            f"{out} already holds a {'run' if is_run else 'model'}. "
+            "Nothing was changed. Choose another directory, or go on with a run by resume=True."
+        )
+    check_same(asdict(saved), asdict(cfg), f"{out} holds a run of another model")
+    check_same(read_json(out / TRAIN, "a run"), settings, f"{out} holds a run that is trained otherwise")
+    kept = Tokenizer.load(out / TOKENIZER) if (out / TOKENIZER).is_file() else None
+    if tokenizer is not None and (kept is None or kept.to_str() != tokenizer.to_str()):
+        raise ValueError(
+            f"{out} holds a run with another tokenizer. Nothing was changed. "
+            "Leave the tokenizer out, or choose another directory."
+        )
+    sweep(out)
+    return kept
+
+
+def _new_run(out: Path, cfg: Config, settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> None:
+    """config.json comes last: a directory without it is one whose making was interrupted."""
+    names = sorted(p.name for p in out.iterdir() if p.suffix != TMP) if out.is_dir() else []
+    foreign = [name for name in names if name not in (TRAIN, TOKENIZER)]
+    if foreign:
+        raise ValueError(
+            f"{out} holds other things ({', '.join(foreign[:5])}) and no run. "
+            "Nothing was changed. Choose a new or empty directory."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
+    if tokenizer is not None:
+        write(out / TOKENIZER, tokenizer.to_str().encode("utf-8"))
+    write(out / TRAIN, to_json(settings))
+    write_config(out, cfg)
+
+
 def read_config(directory: str | Path) -> Config:
     """The model's sizes from config.json of a run or model directory."""
     directory = Path(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"there is no directory {directory}. Check the path, or train a model with `minids train`.")
+        raise FileNotFoundError(
+            f"there is no directory {directory}. Check the path, or train a model with `minids train`."
+        )
     if not (directory / CONFIG).is_file():
         names = sorted(p.name for p in directory.iterdir())[:5]
         raise ValueError(

@@ -1,36 +1,37 @@
-"""Writing text: read the prompt once (prefill), then one token at a time from the cache (decode), each drawn by chance.
+"""Writing text: the prompt is read at once (prefill), then each token is drawn from what the cache holds (decode).
 
-Paper: DeepSeek-V3 section 3.4 separates prefill from decode; top-p is arXiv 1904.09751; DeepSeek-V2 appendix C gives the absorbed form.
+Paper: DeepSeek-V3 section 3.4 parts prefill from decode; the absorbed form is in appendix C of DeepSeek-V2
+(arXiv 2405.04434); top-p is arXiv 1904.09751.
 
-    prefill   all prompt tokens at once; keys and values are rebuilt from the latents (`latent`): many queries share that work
-    decode    one token a step against the cache of C + R values a token (`absorb`): nothing is rebuilt
+    prefill   all prompt tokens at once; k and v are rebuilt from the latents (`latent`): many queries share that work
+    decode    one token a step against the cache of C + R values a token (`absorb`); nothing is rebuilt
 
 From logits to a token, in this order:
 
-    1 frequency penalty   logits_i -= frequency_penalty * (how often token i was generated so far; the prompt does not count)
+    1 frequency penalty   logits_i -= frequency_penalty * (how often token i was generated; the prompt does not count)
     2 temperature         p = softmax(logits / temperature); 0 means the largest logit, always (greedy)
-    3 top-p               keep the most likely tokens until their mass reaches top_p, the best one in any case; renormalise
+    3 top-p               keep the likeliest tokens until their mass reaches top_p, at least the best; renormalise
     4 draw                from `generator`: the same seed gives the same text
 
 Generation ends for one of three reasons: "stop" (a stop id, which is not part of the result), "length" (max_new_tokens)
 or "context" (prompt and answer fill max_seq_len).
 
 Differs from the paper: one process does prefill and decode (17_serving parts them).
-Left out: beam search, top-k, batches of unequal prompts in one pass (they are run in groups of equal length).
+Left out: beam search, top-k, prompts of unequal length in one pass (they run in groups of equal length).
 Notebook: 16_decode; 00_start uses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minids.mla import LatentCache
 from minids.model import Transformer
+from minids.tokenizer import Tokenizer
 
 
 class Sampling(NamedTuple):
@@ -47,7 +48,7 @@ class Sampling(NamedTuple):
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p is a share of probability, from 0 to 1; got {self.top_p}. 1 keeps all tokens.")
         if not -2 <= self.frequency_penalty <= 2:
-            raise ValueError(f"frequency_penalty lies between -2 and 2; got {self.frequency_penalty}. 0 switches it off.")
+            raise ValueError(f"frequency_penalty lies from -2 to 2; got {self.frequency_penalty}. 0 switches it off.")
         return self
 
 
@@ -57,6 +58,18 @@ class Tokens(list[int]):
     def __init__(self, ids: Sequence[int] = (), reason: str = "length"):
         super().__init__(ids)
         self.reason = reason
+
+    def add(self, token: int, stop_ids: Collection[int]) -> None:
+        """Append a token, unless it or one before it was a stop id."""
+        if token in stop_ids:
+            self.reason = "stop"
+        if self.reason != "stop":
+            self.append(token)
+
+    def close(self, max_new_tokens: int) -> None:
+        """Name the reason of tokens that no stop id ended."""
+        if self.reason != "stop":
+            self.reason = "length" if len(self) == max_new_tokens else "context"
 
 
 def probabilities(
@@ -72,7 +85,7 @@ def probabilities(
 
 def nucleus(p: Float[Tensor, "*batch W"], top_p: float) -> Float[Tensor, "*batch W"]:
     """p with the least likely tokens at 0: the most likely ones are kept until their mass reaches top_p."""
-    ranked, order = p.sort(-1, descending=True, stable=True)
+    ranked, order = torch.sort(p, stable=True, dim=-1, descending=True)
     # a token stays when the better ones have not reached top_p yet
     keep = ranked.cumsum(-1) - ranked < top_p
     keep[..., 0] = True
@@ -81,7 +94,7 @@ def nucleus(p: Float[Tensor, "*batch W"], top_p: float) -> Float[Tensor, "*batch
 
 
 def penalised(
-    logits: Float[Tensor, "*batch W"], counts: Int[Tensor, "*batch W"], frequency_penalty: float
+    logits: Float[Tensor, "*batch W"], counts: Float[Tensor, "*batch W"], frequency_penalty: float
 ) -> Float[Tensor, "*batch W"]:
     """logits_i - frequency_penalty * counts_i, counts being how often each token was generated."""
     return logits - frequency_penalty * counts
@@ -103,95 +116,150 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     frequency_penalty: float = 0.0,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Collection[int] = (),
     generator: torch.Generator | None = None,
     impl: str = "absorb",
 ) -> Tokens | list[Tokens]:
-    """The tokens that follow a prompt (`Tokens`: a list that knows its `reason`), or a list of them for several prompts.
+    """The tokens that follow a prompt: `Tokens`, a list that knows its `reason`; for several prompts a list of those.
 
     Prompts of equal length run together, others one group after another. `impl` is the form of the attention
     ("naive", "latent", "absorb"; they agree). Raises ValueError for an empty prompt, one that leaves no room in
     the context, ids outside the vocabulary, and sampling values without a meaning.
     """
-    prompts = ids.tolist() if isinstance(ids, Tensor) else [list(p) if isinstance(p, Sequence) else p for p in ids]
-    single = not (prompts and isinstance(prompts[0], list))
-    rows: list[list[int]] = [prompts] if single else prompts  # type: ignore[list-item]
+    rows, single = _rows(ids)
     how = Sampling(temperature, top_p, frequency_penalty).check()
+    groups = [[i for i, row in enumerate(rows) if len(row) == n] for n in sorted({len(row) for row in rows})]
+    prompts = [_prompt(model, [rows[i] for i in group], max_new_tokens) for group in groups]
     results = [Tokens() for _ in rows]
-    for length in sorted({len(row) for row in rows}):
-        group = [i for i, row in enumerate(rows) if len(row) == length]
-        done: set[int] = set()
-        run = _run(model, [rows[i] for i in group], max_new_tokens, how, stop_ids, generator, impl)
-        for step in run:
-            for i, token in zip(group, step, strict=True):
-                if i not in done and token in stop_ids:
-                    results[i].reason = "stop"
-                    done.add(i)
-                elif i not in done:
-                    results[i].append(token)
-            if len(done) == len(group):
-                run.close()
-        for i in set(group) - done:
-            results[i].reason = "length" if len(results[i]) == max_new_tokens else "context"
+    for group, prompt in zip(groups, prompts, strict=True):
+        running = [results[i] for i in group]
+        for step in _run(model, prompt, max_new_tokens, how, generator, impl):
+            for result, token in zip(running, step, strict=True):
+                result.add(token, stop_ids)
+            if all(result.reason == "stop" for result in running):
+                break
+        for result in running:
+            result.close(max_new_tokens)
     return results[0] if single else results
 
 
 def stream(
     model: Transformer,
-    ids: Sequence[int],
+    ids: Sequence[int] | Tensor,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
     frequency_penalty: float = 0.0,
-    stop_ids: Sequence[int] = (),
+    stop_ids: Collection[int] = (),
     generator: torch.Generator | None = None,
     impl: str = "absorb",
-) -> Iterator[int]:
-    """What `generate` gives for one prompt, each token as soon as it is drawn. The generator's return value is the reason."""
+) -> Generator[int, None, str]:
+    """What `generate` gives for one prompt, each token as soon as it is drawn; the generator returns the reason."""
+    rows, single = _rows(ids)
+    if not single:
+        raise ValueError(f"a stream follows one prompt; got {len(rows)}. Use generate for several.")
     how = Sampling(temperature, top_p, frequency_penalty).check()
-    n = 0
-    for (token,) in _run(model, [list(ids)], max_new_tokens, how, stop_ids, generator, impl):
-        if token in stop_ids:
+    return _stream(_run(model, _prompt(model, rows, max_new_tokens), max_new_tokens, how, generator, impl), stop_ids,
+                   max_new_tokens)  # fmt: skip
+
+
+def stream_text(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int = 200,
+    chat: bool = False,
+    **sampling: Any,
+) -> Generator[str, None, str]:
+    """The text that follows `prompt`, in pieces of whole characters; the generator returns the reason.
+
+    With `chat` the prompt is what a user says, and the assistant's turn follows. `sampling`: temperature, top_p, .. of
+    `generate`. A document's end stops it.
+    """
+    ids = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt, bos=True)
+    sampling = {"stop_ids": (tokenizer.eos,)} | sampling
+    return _stream_text(stream(model, ids, max_new_tokens, **sampling), tokenizer)
+
+
+def _stream_text(run: Generator[int, None, str], tokenizer: Tokenizer) -> Generator[str, None, str]:
+    reasons: list[str] = []
+
+    def ids() -> Iterator[int]:
+        reasons.append((yield from run))
+
+    yield from tokenizer.stream(ids())
+    return reasons[0]
+
+
+def complete(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int = 200,
+    chat: bool = False,
+    **sampling: Any,
+) -> str:
+    """The text of `stream_text` in one piece, without the prompt."""
+    return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, chat, **sampling))
+
+
+def _stream(run: Iterator[list[int]], stop_ids: Collection[int], max_new_tokens: int) -> Generator[int, None, str]:
+    result = Tokens()
+    for (token,) in run:
+        result.add(token, stop_ids)
+        if result.reason == "stop":
             return "stop"
-        n += 1
         yield token
-    return "length" if n == max_new_tokens else "context"
+    result.close(max_new_tokens)
+    return result.reason
 
 
 @torch.inference_mode()
 def _run(
-    model: Transformer, rows: list[list[int]], max_new_tokens: int, how: Sampling, stop_ids, generator, impl: str
+    model: Transformer,
+    prompt: Int[Tensor, "B S"],
+    max_new_tokens: int,
+    how: Sampling,
+    generator: torch.Generator | None,
+    impl: str,
 ) -> Iterator[list[int]]:
     """One drawn token for each row a step, until max_new_tokens or the context's end. Knows nothing of stopping."""
-    prompt = _prompt(model, rows, max_new_tokens)
     B, S = prompt.shape
     steps = min(max_new_tokens, model.cfg.max_seq_len - S)
     cache = model.new_cache(B, S + steps, impl)
-    counts = torch.zeros(B, model.cfg.vocab_size, dtype=torch.long, device=prompt.device)
+    counts = torch.zeros(B, model.cfg.vocab_size, device=prompt.device) if how.frequency_penalty else None
     # many queries: rebuilding k and v once is cheaper than absorbing W_UK into each of them
-    prefill = "latent" if isinstance(cache[0], LatentCache) and S > 1 else impl
-    tokens = prompt
-    for n in range(steps):
-        h, _ = model.hidden(tokens, cache, impl if n else prefill)
-        logits = model.head(h[:, -1]).float()
-        if how.frequency_penalty:
+    tokens, form = prompt, "latent" if impl == "absorb" else impl
+    for _ in range(steps):
+        h, _ = model.hidden(tokens, cache, form)
+        logits = model.head(h[:, -1]).float()  # [B W]
+        if counts is not None:
             logits = penalised(logits, counts, how.frequency_penalty)
-        token = draw(logits, how.temperature, how.top_p, generator)
-        counts.scatter_add_(1, token[:, None], torch.ones_like(token[:, None]))
-        yield token.tolist()
-        tokens = token[:, None]
+        tokens = draw(logits, how.temperature, how.top_p, generator)[:, None]
+        if counts is not None:
+            counts.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=counts.dtype))
+        yield tokens[:, 0].tolist()
+        form = impl
 
 
-def _prompt(model: Transformer, rows: list[list[int]], max_new_tokens: int) -> Tensor:
-    """The prompts as a tensor [B S] on the model's device, after the checks that `generate` promises."""
-    W, limit = model.cfg.vocab_size, model.cfg.max_seq_len
-    bad = [t for row in rows for t in row if not (isinstance(t, int) and 0 <= t < W)]
-    if bad:
-        raise ValueError(f"token ids are integers from 0 to {W - 1}; got {bad[0]!r}. Encode with the model's own tokenizer.")
-    if not rows[0]:
+def _rows(ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> tuple[list[list[int]], bool]:
+    """(the prompts, whether it was a single one)."""
+    plain: list = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if any(isinstance(row, (list, tuple)) for row in plain):
+        return [list(row) for row in plain], False
+    return [plain], True
+
+
+def _prompt(model: Transformer, rows: list[list[int]], max_new_tokens: int) -> Int[Tensor, "B S"]:
+    """Prompts of equal length as a tensor on the model's device, after the checks that `generate` promises."""
+    W, limit, length = model.cfg.vocab_size, model.cfg.max_seq_len, len(rows[0])
+    for token in (t for row in rows for t in row):
+        if not isinstance(token, int) or token not in range(W):
+            raise ValueError(f"token ids are integers from 0 to {W - 1}; got {token!r}. Use the model's own tokenizer.")
+    if length == 0:
         raise ValueError("a prompt needs at least one token; got none. Begin with the tokenizer's start token.")
-    if len(rows[0]) >= limit:
-        raise ValueError(f"prompt and answer must fit into max_seq_len = {limit} tokens; got a prompt of {len(rows[0])}. Shorten it.")
+    if length >= limit:
+        raise ValueError(f"prompt and answer must fit into max_seq_len = {limit}; the prompt has {length}. Shorten it.")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be 0 or more; got {max_new_tokens}. Say how many tokens you want.")
     return torch.tensor(rows, dtype=torch.long, device=model.embed.weight.device)

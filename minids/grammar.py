@@ -1,9 +1,9 @@
 """One grammar, run both ways: each phrase of the phrase book writes sentences and reads them back.
 
-Not in the paper: this project's own data, and its judge. A phrase is cut into literal text and typed slots. Writing fills the
-slots; reading matches a regular expression made of the same parts, and a slot that holds a phrase is read by recursion.
-A pronoun may stand for a person only while this and the last sentence name nobody else of that gender; the writer keeps the
-rule and the reader uses it to find who is meant.
+Not in the paper: this project's own data, and its judge. A phrase is cut into literal text and typed slots. Writing
+fills the slots; reading matches a regular expression made of the same parts, and a slot that holds a phrase is read by
+recursion. A pronoun may stand for a person only while this and the last sentence name nobody else of that gender; the
+writer keeps the rule and the reader uses it to find who is meant.
 
     Rule    what can happen     name, category, effects, its phrases per language
     Event   what happened       a rule and its slots: {"a": "Mia", "item": "kite", "C": Event(...)}
@@ -21,8 +21,9 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
+from minids.events import EVENTS
 from minids.lexicon import NUMBER_ROLES, PRONOUN_FORMS, form, gender, kind_of, pronoun, readings, settles
 from minids.phrases import PHRASES
 from minids.world import INTRODUCED, Contradiction, Value, World
@@ -41,7 +42,7 @@ class Slot:
     capital: bool  # at the start of a sentence or of a speech
 
     def write(self, word: Value, slots: Mapping, lang: str) -> str:
-        count = slots.get(self.form)  # only a number's role names a number
+        count = slots[self.form] if self.form in NUMBER_ROLES else None
         return form(self.kind, self.form, word, lang, count)
 
 
@@ -50,6 +51,10 @@ class Phrase:
     rule: str
     lang: str
     parts: tuple[str | Slot, ...]
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [part for part in self.parts if isinstance(part, Slot)]
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def _read_rules(book: str) -> dict[str, Rule]:
     return rules
 
 
-RULES = _read_rules(PHRASES)
+RULES = _read_rules(PHRASES + "\n" + EVENTS)
 
 
 # --- writing
@@ -158,12 +163,14 @@ def _write_slot(slot: Slot, event: Event, lang: str, mentions: Mentions, rng: ra
 # --- reading
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(phrase: Phrase) -> re.Pattern[str]:
-    return re.compile("".join(re.escape(p) if isinstance(p, str) else _alternatives(p, phrase.lang) for p in phrase.parts))
+    return re.compile(
+        "".join(re.escape(p) if isinstance(p, str) else _alternatives(p, phrase.lang) for p in phrase.parts)
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _alternatives(slot: Slot, lang: str) -> str:
     if slot.kind in _NESTED:
         return "(.+)"
@@ -171,22 +178,27 @@ def _alternatives(slot: Slot, lang: str) -> str:
     return "(" + "|".join(re.escape(t[0].upper() + t[1:] if slot.capital else t) for t in texts) + ")"
 
 
+@cache
+def _anchored(lang: str, category: str) -> list[tuple[str, Phrase]]:
+    """The phrases of a category, each with the longest text that it cannot do without."""
+    phrases = [phrase for rule in RULES.values() if rule.category == category for phrase in rule.phrases[lang]]
+    return [(max([p for p in phrase.parts if isinstance(p, str)], key=len, default=""), phrase) for phrase in phrases]
+
+
 def read(text: str, lang: str, category: str = "S") -> Iterator[Reading]:
     """Every way to read `text` as a phrase of `category`."""
-    for rule in RULES.values():
-        if rule.category == category:
-            for phrase in rule.phrases[lang]:
-                yield from _read_phrase(phrase, text)
+    for anchor, phrase in _anchored(lang, category):
+        if anchor in text:  # far cheaper than the pattern, and it rules out nearly all
+            yield from _read_phrase(phrase, text)
 
 
 def _read_phrase(phrase: Phrase, text: str) -> Iterator[Reading]:
     match = _pattern(phrase).fullmatch(text)
     if not match:
         return
-    slots = [p for p in phrase.parts if isinstance(p, Slot)]
     choices = [
         tuple(read(found, phrase.lang, slot.kind)) if slot.kind in _NESTED else (found,)
-        for slot, found in zip(slots, match.groups(), strict=True)
+        for slot, found in zip(phrase.slots, match.groups(), strict=True)
     ]
     for texts in itertools.product(*choices):
         yield Reading(phrase, texts)
@@ -195,7 +207,7 @@ def _read_phrase(phrase: Phrase, text: str) -> Iterator[Reading]:
 def resolve(reading: Reading, mentions: Mentions) -> Event:
     """The event that a reading stands for, its pronouns resolved. Raises Contradiction where nothing fits."""
     slots: dict[str, Value | Event] = {}
-    typed = [(p, t) for p, t in zip((p for p in reading.phrase.parts if isinstance(p, Slot)), reading.texts, strict=True)]
+    typed = list(zip(reading.phrase.slots, reading.texts, strict=True))
     for slot, text in typed:
         if isinstance(text, Reading):
             slots[slot.role] = resolve(text, mentions)

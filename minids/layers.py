@@ -34,6 +34,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         if x.dtype.itemsize < 4:  # bf16, fp16: statistics in fp32
             return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
+        if not torch.is_grad_enabled():
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
 

@@ -8,14 +8,21 @@
 A row says one of four things: `exact` (arithmetic; the number must round to the published one, or the row is refused),
 `in kind` (the same effect at tiny scale), `not seen` (looked for at this scale, not found), `not checked` (out of reach here).
 
+`python -m minids.ledger` gathers the tables of all notebooks, as their cells showed them, into notebooks/README.md.
+
 Not in the paper: this is the course's own bookkeeping.
 Notebook: all of them.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+HEAD = ("claim", "source", "published", "here", "verdict")
+BEGIN, END = "<!-- ledger: made by `python -m minids.ledger` -->", "<!-- end of ledger -->"
 VERDICTS = ("exact", "in kind", "not seen", "not checked")
 
 
@@ -38,17 +45,20 @@ class Ledger:
                 f"an exact claim must round to the published number; {claim}: {here} is not {published}. "
                 "Mend the computation, or note() what differs."
             )
-        self.rows.append((claim, source, published, f"{here:,.{max(digits, 2)}f}" if digits else f"{here:,.0f}", "exact"))
+        self.rows.append(
+            (claim, source, published, f"{here:,.{max(digits, 2)}f}" if digits else f"{here:,.0f}", "exact")
+        )
 
     def note(self, claim: str, source: str, published: str, here: str, verdict: str) -> None:
         """A claim that is more than arithmetic, with what was seen in words. ValueError for an unknown verdict."""
         if verdict not in VERDICTS[1:]:
-            raise ValueError(f"a noted claim is one of {', '.join(VERDICTS[1:])}; got {verdict!r}. Arithmetic goes to exact().")
+            raise ValueError(
+                f"a noted claim is one of {', '.join(VERDICTS[1:])}; got {verdict!r}. Arithmetic goes to exact()."
+            )
         self.rows.append((claim, source, published, here, verdict))
 
     def __str__(self) -> str:
-        head = ("claim", "source", "published", "here", "verdict")
-        lines = [head, ("---",) * 5, *self.rows]
+        lines = [HEAD, ("---",) * 5, *self.rows]
         return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
     def __repr__(self) -> str:
@@ -56,3 +66,32 @@ class Ledger:
 
     def _repr_markdown_(self) -> str:
         return str(self)
+
+
+def collect(folder: Path) -> str:
+    """One table from the ledgers that the notebooks in `folder` show, in the order of the chapters."""
+    lines = [("chapter", *HEAD), ("---",) * 6]
+    for path in sorted(folder.glob("*.ipynb")):
+        lines += [(f"[{path.stem}]({path.name})", *row) for row in _rows(path)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows of every ledger that a cell of the notebook showed."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            text = "".join(output.get("data", {}).get("text/markdown", ""))
+            if text.startswith(f"| {' | '.join(HEAD)} |"):
+                yield from ([part.strip() for part in line.strip(" |").split(" | ")] for line in text.splitlines()[2:])
+
+
+def refresh(readme: Path) -> str:
+    """The text of `readme` with the ledger between its two marks made anew from the notebooks beside it."""
+    text = readme.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{before}{BEGIN}\n{collect(readme.parent)}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    target = Path(__file__).parent.parent / "notebooks" / "README.md"
+    target.write_text(refresh(target), encoding="utf-8")

@@ -29,6 +29,7 @@ Notebook: 03_mla.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
@@ -141,16 +142,15 @@ class MLA(nn.Module):
         T = kv.shape[1]
         w_uk, w_uv = self.wkv_b.weight.view(H, self.N + self.V, self.C).split([self.N, self.V], 1)  # [H N C], [H V C]
         # q'_h = W_UK_h^T q_nope_h
-        q_c = torch.matmul(q_nope.reshape(B * S, H, self.N).transpose(0, 1), w_uk).transpose(0, 1)  # [BS H C]
+        q_c = torch.bmm(q_nope.reshape(B * S, H, self.N).transpose(0, 1), w_uk).transpose(0, 1)  # [BS H C]
         q = torch.cat([q_c.reshape(B, S * H, self.C), q_pe.reshape(B, S * H, self.R)], -1)  # [B SH C+R]
-        # score = scale (q'_h . c_j + q_pe_h . k_pe_j)
-        scores = torch.matmul(q * self.scale, kv.transpose(1, 2)).view(B, S, H, T)
-        if S > 1:
-            scores = scores.masked_fill(~causal_mask(S, T, kv.device)[:, None, :], float("-inf"))
-        p = scores.softmax(-1, dtype=torch.promote_types(kv.dtype, torch.float32)).to(kv.dtype)
-        # z_h = sum_j p_j c_j,  o_h = W_UV_h z_h
-        z = torch.matmul(p.view(B, S * H, T), kv[..., : self.C])  # [B SH C]
-        o = torch.matmul(z.view(B * S, H, self.C).transpose(0, 1), w_uv.transpose(1, 2))  # [H BS V]
+        # score_j = scale (q'_h . c_j + q_pe_h . k_pe_j),  z_h = sum_j softmax_j c_j: one key head for all H queries.
+        # The values are the keys' first C features; the rest of the mix is thrown away, so that the cache is read in place
+        kv = kv.unsqueeze(1)  # [B 1 T C+R]
+        mask = causal_mask(S, T, kv.device).repeat_interleave(H, 0) if S > 1 else None  # [SH T]
+        z = F.scaled_dot_product_attention(q.unsqueeze(1), kv, kv, mask, scale=self.scale)[..., : self.C]  # [B 1 SH C]
+        # o_h = W_UV_h z_h
+        o = torch.bmm(z.reshape(B * S, H, self.C).transpose(0, 1), w_uv.transpose(1, 2))  # [H BS V]
         return o.transpose(0, 1).reshape(B, S, H, self.V)
 
     def new_cache(self, batch: int, max_len: int, impl: str = "absorb") -> KVCache | LatentCache:

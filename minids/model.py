@@ -91,6 +91,13 @@ class Transformer(nn.Module):
                 for p in module.parameters(recurse=False):
                     p.normal_(0.0, self.cfg.init_std, generator=generator)
 
+    def _apply(self, fn, recurse=True):
+        """What `to` does to each tensor; the angles move but are never cast: complex to real would drop the sines."""
+        super()._apply(lambda t: t if t.is_complex() else fn(t), recurse)
+        angles = precompute_freqs_cis(self.cfg) if self.freqs_cis.is_meta else self.freqs_cis
+        self.freqs_cis = angles.to(self.norm.weight.device)
+        return self
+
     def forward(
         self, tokens: Int[Tensor, "B S"], cache: Cache | None = None, impl: str | None = None
     ) -> Float[Tensor, "B S W"]:

@@ -38,10 +38,20 @@ from minids.router import Gate, expert_load, sequence_balance_loss
 
 
 class Routing(NamedTuple):
-    """What a MoE layer tells about one batch."""
+    """What a MoE layer tells about one batch; what balancing needs is computed when it is asked for, not while decoding."""
 
-    load: Tensor  # [E] tokens routed to each expert
-    balance: Tensor  # the sequence-wise balance loss, without alpha
+    scores: Tensor  # [B S E] affinities
+    indices: Tensor  # [B S K] the experts chosen
+
+    @property
+    def load(self) -> Tensor:
+        """[E] tokens routed to each expert."""
+        return expert_load(self.indices.flatten(0, 1), self.scores.shape[-1])
+
+    @property
+    def balance(self) -> Tensor:
+        """The sequence-wise balance loss, without alpha."""
+        return sequence_balance_loss(self.scores, self.indices)
 
 
 class MoE(nn.Module):
@@ -61,11 +71,7 @@ class MoE(nn.Module):
         y = self.experts(flat, weights, indices).view(B, S, D)
         if self.shared_experts is not None:
             y = y + self.shared_experts(x)
-        return y, self._routing(scores.view(B, S, -1), indices.view(B, S, -1))
-
-    def _routing(self, scores: Float[Tensor, "B S E"], indices: Int[Tensor, "B S K"]) -> Routing:
-        load = expert_load(indices.flatten(0, 1), scores.shape[-1])
-        return Routing(load, sequence_balance_loss(scores, indices) if self.training else scores.new_zeros(()))
+        return y, Routing(scores.view(B, S, -1), indices.view(B, S, -1))
 
 
 class Experts(nn.Module):
@@ -80,9 +86,12 @@ class Experts(nn.Module):
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
         """sum_k weights_k E_(indices_k)(x) for each of the T tokens."""
-        if indices.numel() <= 2 * self.w13.shape[0] and not torch.is_grad_enabled():
+        T, E = len(x), self.w13.shape[0]
+        if torch.is_grad_enabled():
+            return self.sorted(x, weights, indices)
+        if 2 * indices.numel() <= E:
             return self.gathered(x, weights, indices)
-        return self.sorted(x, weights, indices)
+        return self.every(x, weights, indices) if T * E <= 512 else self.sorted(x, weights, indices)
 
     def gathered(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
@@ -90,10 +99,21 @@ class Experts(nn.Module):
         """One batched product with the chosen experts' own matrices: for few tokens."""
         T, K = indices.shape
         flat = indices.flatten()
-        h = torch.bmm(self.w13[flat], x.repeat_interleave(K, 0).unsqueeze(-1)).squeeze(-1)  # [TK 2F]
-        gate, up = h.chunk(2, -1)
-        y = torch.bmm(self.w2[flat], (F.silu(gate) * up).unsqueeze(-1)).view(T, K, -1)
-        return torch.bmm(weights.unsqueeze(1), y).squeeze(1)
+        w13 = self.w13.index_select(0, flat).view(T, -1, x.shape[-1])  # [T K2F D]
+        gate, up = torch.bmm(w13, x.unsqueeze(-1)).view(T * K, 2, -1, 1).unbind(1)  # [TK F 1] each
+        a = F.silu(gate).mul_(up).mul_(weights.view(-1, 1, 1))
+        return torch.bmm(self.w2.index_select(0, flat), a).view(T, K, -1).sum(1)
+
+    def every(
+        self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        """Every expert on every token, weight 0 where it was not chosen: for a few tokens that together need most experts."""
+        E, D, F_ = self.w2.shape
+        T = len(x)
+        g = weights.new_zeros(T, E).scatter_(1, indices, weights)
+        gate, up = F.linear(x, self.w13.view(-1, D)).view(T, E, 2, F_).unbind(2)  # [T E F] each
+        a = F.silu(gate).mul_(up).mul_(g.unsqueeze(-1))
+        return torch.bmm(a.transpose(0, 1), self.w2.transpose(1, 2)).sum(0)
 
     def sorted(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]

@@ -87,7 +87,8 @@ def precompute_freqs_cis(cfg: Config) -> Complex[Tensor, "L P"]:
 
 def apply_rotary_emb(x: Float[Tensor, "B S H R"], freqs_cis: Complex[Tensor, "S P"]) -> Float[Tensor, "B S H R"]:
     """Turn the pairs (x0,x1), (x2,x3), .. of each head by its position's angle: DeepSeek's interleaved layout."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-    z = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))  # [B S H R/2]
+    B, S, H, R = x.shape
+    wide = (x if x.dtype.itemsize >= 4 else x.float()).contiguous()
+    z = torch.view_as_complex(wide.view(B, S, H, R // 2, 2))  # [B S H R/2]
     # (x0 + i x1) exp(i s f)
-    return torch.view_as_real(z * freqs_cis[:, None, :]).flatten(-2).to(x.dtype)
+    return torch.view_as_real(z * freqs_cis.unsqueeze(1)).view(B, S, H, R).to(x.dtype)

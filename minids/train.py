@@ -1,22 +1,16 @@
-"""Pre-training: the loop that turns tokens into a model, for a number of steps or of minutes, and survives being killed.
+"""Pre-training: the loop that turns tokens into a model, by steps or by minutes, and survives being killed.
 
 Paper: DeepSeek-V3 section 4.2 (hyper-parameters), 2.1.2 (balancing), 2.2 (the MTP loss in the sum).
 
-    a step      loss = main + lambda mtp + alpha balance, over all micro-batches; gradients clipped to norm 1; AdamW;
-                then each gate's bias moves by gamma, from the load of the whole batch; then the average of the weights
-    lambda      0.3, and 0.1 from the share of the run at which the learning rate starts to fall      mtp_lambda
-    gamma       until 14.3 of 14.8 T tokens, then 0                                                  gamma, gamma_off
-    alpha       1e-4                                                                                 balance_alpha
+    a step   loss = main + lambda mtp + alpha balance, over all micro-batches     `Run.backward`
+             gradients clipped to norm 1; AdamW at the schedule's rate            `Run.advance`
+             each gate's bias moves by gamma, from the load of the whole batch
+             the average of the weights follows
 
-Budget: `steps`, or `minutes`. A schedule needs to know how far the run is, and a clock would make every run different. But until the
-learning rate starts to fall (10 / 14.8 of the run) nothing depends on the share. So a run by minutes just runs that long, then counts
-its steps, and fixes the number of all steps once (`Plan`). From there on it is a run by steps: the same bits, however long the rest takes.
+All numbers are in `recipe.TrainConfig`. A checkpoint holds all that a step reads, so a run that was killed ends with
+the same bits as one that was not (same machine, same number of threads).
 
-Resuming: a checkpoint holds all that a step reads, so a run that was killed ends with the same bits as one that was not
-(same machine, same number of threads).
-
-Differs from the paper: shares count steps, not tokens (the same while the batch is constant); the peak rate, gamma, warm-up and average
-are tuned for the tiny model.
+Differs from the paper: nothing but the numbers (`recipe`).
 Left out: more than one process, FP8 (09_fp8), rolling back after a bad step (V3 never needed it).
 Notebook: 08_pretrain.
 """
@@ -24,15 +18,14 @@ Notebook: 08_pretrain.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -41,96 +34,16 @@ from tqdm.auto import tqdm
 
 from minids import checkpoint
 from minids.config import Config
-from minids.corpus import Packed, eval_rows
+from minids.corpus import DOMAINS, Packed, eval_rows
 from minids.layers import head_loss
 from minids.model import Transformer
-from minids.optim import BatchRamp, LRSchedule, averaged, make_optimizer
+from minids.optim import averaged, make_optimizer
+from minids.recipe import Plan, TrainConfig
 from minids.router import max_violation
-from minids.tokenizer import Tokenizer
-
-# fields that may differ when a run goes on: they do not touch the weights
-FREE = ("save_seconds", "save_every", "keep", "eval_every", "eval_rows", "export")
+from minids.tokenizer import Tokenizer, default_tokenizer
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Set `steps` or `minutes`; the defaults suit the tiny model on a CPU.
-
-    Units: batches in sequences, seq_len in tokens, shares of the run between 0 and 1, rates as parts of `lr`.
-    Raises ValueError, with the rule, the value and the remedy.
-    """
-
-    steps: int = 0
-    minutes: int | float = 0
-    batch_size: int = 8
-    batch_start: int = 0  # with ramp_tokens: the batch grows from here to batch_size
-    ramp_tokens: int = 0
-    micro_batch: int = 0  # sequences computed at once; 0: all
-    seq_len: int = 256
-    lr: float = 3e-3
-    warmup_steps: int = 20
-    decay_start: float = 10 / 14.8
-    decay_end: float = 14.3 / 14.8
-    last_start: float = 14.633 / 14.8
-    lr_decayed: float = 0.1
-    lr_final: float = 7.3e-6 / 2.2e-4
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    moments: str = "fp32"
-    gamma: float = 0.01
-    gamma_off: float = 14.3 / 14.8
-    balance_alpha: float = 1e-4
-    mtp_lambda: tuple[float, float] = (0.3, 0.1)
-    ema_decay: float = 0.99
-    export: str = "model"  # what the finished model is: "model", the last weights, or "ema", their average
-    seed: int = 0
-    weights: dict[str, float] | None = None  # of the domains, as in corpus.Packed
-    fim_rate: float = 0.1
-    corpus: str | None = None
-    eval_every: int = 0  # steps; 0: never
-    eval_rows: int = 16
-    save_seconds: int | float = 20
-    save_every: int = 0  # steps; 0: by save_seconds alone
-    keep: int = 2
-
-    def __post_init__(self):
-        if (self.steps > 0) == (self.minutes > 0) or self.steps < 0 or self.minutes < 0:
-            raise ValueError(
-                f"a run is limited by steps or by minutes; got steps={self.steps}, minutes={self.minutes}. Set one of the two."
-            )
-        if self.batch_size < 1 or self.seq_len < 1 or self.micro_batch < 0:
-            raise ValueError(
-                f"batch_size and seq_len are at least 1, micro_batch at least 0; got {self.batch_size}, {self.seq_len}, "
-                f"{self.micro_batch}. The course uses 8 x 256."
-            )
-        if bool(self.batch_start) != bool(self.ramp_tokens) or self.batch_start > self.batch_size:
-            raise ValueError(
-                "the batch grows from batch_start (at most batch_size) over ramp_tokens; "
-                f"got batch_start={self.batch_start}, ramp_tokens={self.ramp_tokens}. Set both, or neither."
-            )
-        if self.gamma_off < self.decay_start:
-            raise ValueError(
-                f"gamma_off comes after decay_start; got {self.gamma_off} < {self.decay_start}. V3 has 14.3/14.8 and 10/14.8."
-            )
-        if self.export not in ("model", "ema") or (self.export == "ema" and not self.ema_decay):
-            raise ValueError(
-                f'export is "model" or, with ema_decay > 0, "ema"; got {self.export!r}, ema_decay={self.ema_decay}. '
-                "Choose one of the two."
-            )
-        _ = self.schedule, self.ramp  # their own rules
-
-    @property
-    def schedule(self) -> LRSchedule:
-        return LRSchedule(
-            self.lr, self.warmup_steps, self.decay_start, self.decay_end, self.last_start, self.lr_decayed, self.lr_final
-        )
-
-    @property
-    def ramp(self) -> BatchRamp:
-        return BatchRamp(self.batch_start or self.batch_size, self.batch_size, self.ramp_tokens)
-
-
+@runtime_checkable
 class Data(Protocol):
     """Where batches come from: `minids.corpus.Packed`, or anything alike."""
 
@@ -154,31 +67,6 @@ class Result:
     out: Path | None
 
 
-@dataclass
-class Plan:
-    """The number of all steps: given, or (0) found when `fix_at` of the seconds have passed."""
-
-    total: int
-    seconds: float
-    fix_at: float
-
-    def share(self, done: int) -> float:
-        """The part of the run that `done` steps are. Before the number of all is known: 0, in the constant phase."""
-        return done / self.total if self.total else 0.0
-
-    def fix(self, done: int, elapsed: float) -> bool:
-        """True when, with this step, the number of all steps became known."""
-        if self.total or elapsed < self.fix_at * self.seconds:
-            return False
-        # the smallest total in which no step done so far comes after fix_at: a run by `steps=total` did the same
-        self.total = math.ceil(done / self.fix_at) if self.fix_at else max(done, 1)
-        return True
-
-    def expected(self, done: int, elapsed: float) -> int:
-        """The number of all steps as far as one can tell."""
-        return self.total or max(done, int(done * self.seconds / max(elapsed, 1e-9)))
-
-
 def train(
     model_cfg: Config,
     train_cfg: TrainConfig,
@@ -193,18 +81,20 @@ def train(
 ) -> Result:
     """Train a model, or go on with the run that is in `out`.
 
-    `on_step` gets each step's record. `data` replaces the course's corpus. `clock` gives seconds: time.process_time budgets
-    processor time, which a busy machine does not change. Ctrl-C finishes the step, saves and returns; a second one stops at once.
+    `on_step` gets each step's record. `data` replaces the course's corpus. `clock` gives seconds: time.process_time
+    budgets processor time, which a busy machine does not change. Ctrl-C finishes the step, saves and returns; a second
+    one stops at once.
     ValueError where `out` holds a run of other settings or something else: nothing in it is touched.
     """
     out = None if out is None else Path(out)
+    if data is None and tokenizer is None and not (out and (out / checkpoint.TOKENIZER).is_file()):
+        tokenizer = default_tokenizer()
     if out is not None:
-        tokenizer = open_run(out, model_cfg, train_cfg, tokenizer, resume)
-    if data is None:
-        tokenizer = tokenizer or Tokenizer.load(checkpoint.shipped() / checkpoint.TOKENIZER)
-        data = Packed(
-            tokenizer, train_cfg.seq_len, "train", train_cfg.weights, train_cfg.seed, train_cfg.fim_rate, train_cfg.corpus
-        )
+        tokenizer = checkpoint.open_run(out, model_cfg, train_cfg.binding, tokenizer, resume)
+    if data is None and tokenizer is not None:
+        c = train_cfg
+        data = Packed(tokenizer, c.seq_len, "train", c.weights, c.seed, c.fim_rate, c.corpus)
+    assert data is not None
     run = Run(model_cfg, train_cfg, data, torch.device(device), clock, tokenizer)
     if out is not None:
         run.resume(out)
@@ -226,7 +116,7 @@ def _finish(run: Run, out: Path | None, stopped: bool) -> Result:
         if run.done:
             checkpoint.save_model(out, run.exported(), run.tokenizer)
     if stopped and not run.done:
-        where = f"saved in {out}; start the same command again to go on" if out else "not saved: the run had no directory"
+        where = f"saved in {out}; start the same command again to go on" if out else "not saved: it had no directory"
         print(f"\nStopped after step {run.step}, {where}.")
     return Result(
         run.model, run.average, run.tokenizer, run.history, run.step, run.plan.total, run.elapsed, run.done, out
@@ -278,7 +168,12 @@ class Run:
             group["lr"] = lr
         tokens = self.data.batch(cfg.ramp.at(self.tokens)).to(self.device)
         record, load = self.backward(tokens, cfg.mtp_lambda[share >= cfg.decay_start])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip).item()
+        if not math.isfinite(record["loss"] + norm):
+            raise FloatingPointError(
+                f"loss {record['loss']:.3g}, gradient norm {norm:.3g} in step {self.step + 1}: training has diverged. "
+                "Start again in another directory with a lower lr, or a longer warm-up."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         # balancing without a loss: only now, so that the batch never sees its own load
@@ -288,26 +183,21 @@ class Run:
             self.ema.update_parameters(self.model)
         self.step += 1
         self.tokens += tokens[:, 1:].numel()
-        record |= {"lr": lr, "grad_norm": norm.item(), "max_vio": max_violation(load).tolist()}
+        record |= {"lr": lr, "grad_norm": norm, "max_vio": max_violation(load).tolist() if len(load) else []}
         return self._log(record, tokens[:, 1:].numel(), begin)
 
     def backward(self, tokens: Int[Tensor, "B S1"], mtp_lambda: float) -> tuple[dict[str, Any], Tensor]:
-        """Gradients of a batch, one micro-batch after the other. Returns (its mean losses, the load of the whole batch)."""
-        sums, load = torch.zeros(4), torch.zeros(())
+        """Gradients of a batch, one micro-batch after the other. Returns (its mean losses, the load of it all)."""
+        sums, load = torch.zeros(4), torch.zeros((), dtype=torch.long, device=self.device)
         for part in tokens.split(self.cfg.micro_batch or len(tokens)):
-            with _precision(self.device):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
                 losses = self.model.losses(part)
                 # L = L_main + lambda L_MTP + alpha L_Bal
                 loss = losses.main + mtp_lambda * losses.mtp + self.cfg.balance_alpha * losses.balance
             weight = len(part) / len(tokens)
             (loss * weight).backward()
             sums += weight * torch.stack([loss, losses.main, losses.mtp, losses.balance]).detach().float().cpu()
-            load = load + losses.load.cpu()
-        if not sums.isfinite().all():
-            raise FloatingPointError(
-                f"the loss of step {self.step + 1} is {sums[0].item()}: training has diverged. "
-                "Start again in another directory with a lower lr, or a longer warm-up."
-            )
+            load = load + losses.load
         return dict(zip(("loss", "main", "mtp", "balance"), sums.tolist(), strict=True)), load
 
     def _log(self, record: dict[str, Any], n: int, begin: float) -> dict[str, Any]:
@@ -327,7 +217,8 @@ class Run:
         if self.tokenizer is None:
             return {}
         cfg = self.cfg
-        return evaluate(self.exported(), self.tokenizer, cfg.seq_len, cfg.eval_rows, cfg.weights, cfg.corpus)
+        domains = cfg.weights or (DOMAINS if cfg.corpus is None else (*DOMAINS, "file"))
+        return evaluate(self.exported(), self.tokenizer, cfg.seq_len, cfg.eval_rows, tuple(domains), cfg.corpus)
 
     # what is saved
 
@@ -349,19 +240,20 @@ class Run:
             found |= {f"ema.{name}": t for name, t in self.average.state_dict().items()}
         for name, p in self.named.items():
             found |= {f"optim.{key}.{name}": t for key, t in self.optimizer.state[p].items()}
+        found |= {f"data.{key}": v for key, v in self.data.state_dict().items() if isinstance(v, Tensor)}
         return found | {f"rng.{kind}": t for kind, t in _random_state(self.device).items()}
 
     def state(self) -> dict[str, Any]:
         """What is not a tensor."""
         return {
             "model": asdict(self.model.cfg),
-            "train": binding(self.cfg),
+            "train": self.cfg.binding,
             "export": self.cfg.export,
             "step": self.step,
             "total_steps": self.plan.total,
             "tokens": self.tokens,
             "seconds": self.elapsed,
-            "data": self.data.state_dict(),
+            "data": {key: v for key, v in self.data.state_dict().items() if not isinstance(v, Tensor)},
             "history": self.history,
         }
 
@@ -370,8 +262,8 @@ class Run:
         path = checkpoint.latest(out)
         if path is None:
             return False
-        tensors, state = checkpoint.load(path, {"model": asdict(self.model.cfg), "train": binding(self.cfg)})
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}, "rng": {}}
+        tensors, state = checkpoint.load(path, {"model": asdict(self.model.cfg), "train": self.cfg.binding})
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}, "data": {}, "rng": {}}
         for name, t in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = t
@@ -384,7 +276,7 @@ class Run:
             p = self.named[parameter]
             self.optimizer.state[p][key] = t.to(p.device)
         _set_random_state(parts["rng"], self.device)
-        self.data.load_state_dict(state["data"])
+        self.data.load_state_dict(state["data"] | parts["data"])
         self.step = self.saved = state["step"]
         self.plan.total, self.tokens = state["total_steps"], state["tokens"]
         self.history = state["history"]
@@ -392,73 +284,30 @@ class Run:
         return True
 
 
-def open_run(
-    out: Path, model_cfg: Config, train_cfg: TrainConfig, tokenizer: Tokenizer | None, resume: bool = True
-) -> Tokenizer | None:
-    """Make `out` a run directory, or check that it holds this very run. Returns the run's tokenizer.
-
-    ValueError, before anything is touched, where it holds another run or anything else.
-    """
-    if not (out / checkpoint.CONFIG).is_file():
-        _new_run(out, model_cfg, train_cfg, tokenizer)
-        return tokenizer
-    saved, path = checkpoint.read_config(out), out / checkpoint.TOKENIZER
-    if not resume or not (out / checkpoint.TRAIN).is_file():
-        raise ValueError(
-            f"{out} already holds a {'run' if (out / checkpoint.TRAIN).is_file() else 'model'}. "
-            "Nothing was changed. Choose another directory, or go on with a run by resume=True."
-        )
-    checkpoint.check_same(asdict(saved), asdict(model_cfg), f"{out} holds a run of another model")
-    checkpoint.check_same(
-        checkpoint.read_json(out / checkpoint.TRAIN, "a run"), binding(train_cfg), f"{out} holds a run that is trained otherwise"
-    )
-    kept = Tokenizer.load(path) if path.is_file() else None
-    if tokenizer is not None and (kept is None or kept.to_json() != tokenizer.to_json()):
-        raise ValueError(f"{out} holds a run with another tokenizer. Nothing was changed. Leave the tokenizer out, or choose another directory.")
-    checkpoint.sweep(out)
-    return kept
-
-
-def _new_run(out: Path, model_cfg: Config, train_cfg: TrainConfig, tokenizer: Tokenizer | None) -> None:
-    """Config last: a directory without it is one whose making was interrupted."""
-    ours = (checkpoint.TRAIN, checkpoint.TOKENIZER)
-    foreign = [p.name for p in out.iterdir() if p.name not in ours and p.suffix != checkpoint.TMP] if out.exists() else []
-    if foreign:
-        raise ValueError(
-            f"{out} holds other things ({', '.join(sorted(foreign)[:5])}) and no run. "
-            "Nothing was changed. Choose a new or empty directory."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.sweep(out)
-    if tokenizer is not None:
-        checkpoint.write(out / checkpoint.TOKENIZER, tokenizer.to_json().encode("utf-8"))
-    checkpoint.write(out / checkpoint.TRAIN, checkpoint.to_json(binding(train_cfg)))
-    checkpoint.write_config(out, model_cfg)
-
-
-def binding(cfg: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the weights: a run that goes on must have the same."""
-    return {name: value for name, value in asdict(cfg).items() if name not in FREE}
+def evaluate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    seq_len: int = 256,
+    n_rows: int = 16,
+    domains: Iterable[str] = DOMAINS,
+    corpus: str | Path | None = None,
+) -> dict[str, float]:
+    """Bits per byte of held-out text, by domain: comparable between tokenizers, as the loss a token is not."""
+    path = None if corpus is None else Path(corpus)
+    return {d: bits_per_byte(model, *eval_rows(d, tokenizer, seq_len, n_rows, corpus=path)) for d in domains}
 
 
 @torch.no_grad()
-def bits_per_byte(model: Transformer, rows: Iterable[Tensor], n_bytes: int) -> float:
-    """-log2 p(text) / bytes: comparable between tokenizers, as the loss a token is not."""
-    device = model.head.weight.device
+def bits_per_byte(model: Transformer, rows: Int[Tensor, "B S1"], n_bytes: int) -> float:
+    """-log2 p(targets of `rows`) / the bytes that they stand for."""
     training = model.training
     model.eval()
     nats = 0.0
-    for tokens in rows:
-        tokens = tokens.to(device)
-        h, _ = model.hidden(tokens[:, :-1])
-        nats += head_loss(h, model.head.weight, tokens[:, 1:]).item()
+    for part in rows.to(model.head.weight.device).split(8):
+        h, _ = model.hidden(part[:, :-1])
+        nats += head_loss(h, model.head.weight, part[:, 1:]).item()
     model.train(training)
     return nats / math.log(2) / n_bytes
-
-
-def _precision(device: torch.device):
-    """BF16 products on a GPU; FP32 on a CPU, where BF16 is emulated and tens of times slower."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
@@ -474,7 +323,7 @@ def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None
 
 @contextlib.contextmanager
 def _patient_ctrl_c() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C is pressed: the loop looks at it between steps. The second press interrupts at once."""
+    """A list, empty until Ctrl-C is pressed: the loop looks at it between steps. A second press interrupts at once."""
     pressed: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -504,7 +353,8 @@ def _bar(run: Run, progress: bool) -> Iterator[Callable[[dict[str, Any]], None]]
             bar.total = run.plan.expected(run.step, run.elapsed)
             vio = record["max_vio"]
             balance = f"MaxVio {sum(vio) / len(vio):.2f}, " if vio else ""
-            bar.set_postfix_str(f"loss {record['main']:.3f}, {balance}{record['tokens_per_second']:,.0f} tokens/s", refresh=False)
+            speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+            bar.set_postfix_str(f"loss {record['main']:.3f}, {balance}{speed}", refresh=False)
             bar.update()
 
         yield show

@@ -1,4 +1,4 @@
-"""Pictures that move: `explore` puts sliders beside a picture, `LivePlot` redraws one while a loop runs.
+"""Pictures that move: `explore` puts sliders beside one, `LivePlot` redraws one in a loop; `TalkBox` talks to a model.
 
     explore(plot.cache_bytes, max_context=[1024, 8192, 131072])      # any function from values to a picture
 
@@ -21,7 +21,7 @@ import html
 import inspect
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +29,7 @@ import ipywidgets as w
 from IPython.display import display
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from traitlets import Unicode
 
 from minids.plot.style import Picture, png_of
 
@@ -53,6 +54,13 @@ def explore(draw: Drawing, **controls: Any) -> Explorer:
     return Explorer(draw, controls)
 
 
+class TitledImage(w.Image):
+    """An image whose `tooltip` is its description for a screen reader (the page has it as the image's title)."""
+
+    # Lab 4 with ipywidgets 8.1 cannot show a tooltip of a widget that has no description, not even an empty one.
+    description = Unicode("").tag(sync=True)
+
+
 class Explorer(w.VBox):
     """Controls above a picture. Made by `explore`."""
 
@@ -60,7 +68,7 @@ class Explorer(w.VBox):
         defaults = {name: p.default for name, p in inspect.signature(draw).parameters.items()}
         self._draw = draw
         self._controls = {name: _control(name, spec, defaults.get(name)) for name, spec in controls.items()}
-        self._image, self._trouble = w.Image(format="png"), w.HTML()
+        self._image, self._trouble = TitledImage(format="png"), w.HTML()
         began = time.perf_counter()
         self._redraw()
         slow = time.perf_counter() - began > SLOW
@@ -116,7 +124,7 @@ class LivePlot:
 
     def __init__(self, draw: Drawing, every: float = 0.3):
         self._draw, self._every = draw, every
-        self._image, self._next, self._last = w.Image(format="png"), 0.0, None
+        self._image, self._next, self._last = TitledImage(format="png"), 0.0, None
 
     def __enter__(self) -> LivePlot:
         display({**_bundle(self._image), "text/plain": ""}, raw=True)
@@ -131,7 +139,8 @@ class LivePlot:
     def _paint(self) -> str:
         began = time.perf_counter()
         args, kwargs = self._last or ((), {})
-        self._image.value, alt = _rendered(self._draw(*args, **kwargs))
+        data, alt = _rendered(self._draw(*args, **kwargs))
+        self._image.value, self._image.tooltip = data, alt
         ended = time.perf_counter()
         self._next = ended + max(self._every, 5 * (ended - began))
         return alt
@@ -143,6 +152,52 @@ class LivePlot:
             data, extra = _with_picture({}, bytes(self._image.value), f"Picture: {alt or 'no description'}", alt)
             display(data, metadata=extra, raw=True)
         self._image.close()
+
+
+class TalkBox(w.VBox):
+    """A text field, a temperature, a button; what `write` answers appears below, piece by piece.
+
+    Args:
+        write: from (prompt, temperature, seed) to pieces of text. Each press gives the next seed, from 0.
+        prompt: what the field holds at first.
+    """
+
+    def __init__(self, write: Callable[[str, float, int], Iterable[str]], prompt: str, temperature: float = 0.8):
+        self._write, self._seed = write, 0
+        wide, style = w.Layout(width="98%"), {"description_width": "6em"}
+        self._prompt = w.Textarea(value=prompt, description="prompt", rows=4, layout=wide, style=style)
+        self._temperature = w.FloatSlider(
+            value=temperature, min=0, max=2, step=0.1, description="temperature", style=style
+        )
+        self._button = w.Button(description="Go on from here", button_style="primary", tooltip="let the model write")
+        self._answer = w.Textarea(
+            description="it writes", rows=9, disabled=True, placeholder="nothing yet", layout=wide, style=style
+        )
+        self._button.on_click(lambda _: self.press())
+        super().__init__([self._prompt, w.HBox([self._temperature, self._button]), self._answer])
+
+    @property
+    def answer(self) -> str:
+        """What stands in the lower field."""
+        return self._answer.value
+
+    def press(self) -> None:
+        """Let it write once, as the button does. Errors are shown in the field: a callback's would be lost."""
+        self._button.disabled, self._answer.value = True, ""
+        try:
+            for piece in self._write(self._prompt.value, self._temperature.value, self._seed):
+                self._answer.value += piece
+        except Exception as error:
+            self._answer.value = f"It could not go on from this prompt. {type(error).__name__}: {error}"
+        finally:
+            self._button.disabled, self._seed = False, self._seed + 1
+
+    def __repr__(self) -> str:
+        start = f"prompt = {self._prompt.value!r}, temperature = {self._temperature.value:g}"
+        return f"A field to write into, a button, and the model's answer ({start}). It works where the notebook runs."
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        return {**(super()._repr_mimebundle_(**kwargs) or {}), "text/plain": repr(self)}
 
 
 def _control(name: str, spec: Any, start: Any) -> w.Widget:

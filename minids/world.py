@@ -79,7 +79,7 @@ class World:
     def _deny(self, key: Key, value: Value) -> None:
         if self.facts.get(key) == value:
             raise Contradiction(f"{_show(key)} is {value}, and the text denies it")
-        self.facts["not", *key, value] = "yes"
+        self.facts[("not", *key, value)] = "yes"
 
     def _set(self, key: Key, value: Value, op: str) -> None:
         known = self.facts.get(key)

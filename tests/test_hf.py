@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minids.config import Config, tiny
+from minids.config import PRESETS, Config, tiny
 from minids.hf import from_hf, hf_names, interleaved, to_hf
 from minids.hf_config import config_from_hf, config_to_hf
 from minids.model import Transformer
@@ -390,8 +392,18 @@ def test_a_failed_export_leaves_the_old_files(tmp_path, monkeypatch):
 
 
 def test_published_configs_survive_the_round_trip():
-    from minids.config import PRESETS
-
     for name in ("tiny", "v2_lite", "v2", "v3"):
         cfg = PRESETS[name]()
         assert config_from_hf(config_to_hf(cfg, n_mtp_modules=cfg.n_mtp_modules), cfg.n_mtp_modules) == cfg
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_casting_a_model_leaves_its_angles_complex(dtype):
+    model = ours().to("cpu", dtype)
+    assert model.embed.weight.dtype == dtype
+    assert torch.equal(model.freqs_cis, Transformer(SMALL).freqs_cis)
+
+
+def test_reading_and_writing_need_no_transformers():
+    code = "import sys; import minids.hf, minids.generate; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,5 +1,6 @@
 """MLA against the paper's equations written as loops; its three forms are one function."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,11 @@ def test_the_three_forms_agree_at_prefill_and_step_by_step(cfg, impl):
     cache = attn.new_cache(2, 11, impl)
     got = [attn(x[:, a:b], freqs[a:b], cache, impl) for a, b in ((0, 5), (5, 6), (6, 7), (7, 11))]
     torch.testing.assert_close(torch.cat(got, 1), want, atol=1e-5, rtol=1e-5)
+
+
+def test_the_softmax_scale_counts_nope_and_rope_features_and_yarns_temperature():
+    assert MLA(SMALL).scale == pytest.approx(10**-0.5)
+    assert MLA(YARN).scale == pytest.approx(10**-0.5 * (0.1 * math.log(8) + 1) ** 2)
 
 
 def test_the_latent_cache_holds_c_plus_r_values_and_the_naive_one_every_head():

@@ -57,6 +57,7 @@ def test_without_scaling_nothing_is_bent_and_the_temperature_is_one():
         {"rope_factor": 4.0, "original_seq_len": 512},
         {"beta_fast": 16.0, "beta_slow": 2.0},
         {"rope_theta": 500000.0, "mscale_all_dim": 0.0},
+        {"qk_rope_head_dim": 8, "original_seq_len": 30_000},  # the ramp ends beyond the last pair
         {"qk_rope_head_dim": 8, "original_seq_len": 16, "mscale": 0.707, "mscale_all_dim": 0.5},
     ],
 )

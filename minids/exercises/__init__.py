@@ -262,12 +262,13 @@ class Exercise:
         return Result(self.number, WRONG, "\n".join(lines), seed)
 
     def __repr__(self) -> str:
-        return f"Exercise {self.number}: {self.title}"
-
-    def _repr_markdown_(self) -> str:
         cost = f"about {self.minutes} minutes, difficulty {self.difficulty} of 3"
         tail = f"`{self.call}` checks it, `ex.hint()` gives the next of three hints, `ex.solution()` shows one way."
-        return f"**Exercise {self.number}: {self.title}** ({cost})\n\n{self.statement}\n\n{tail}"
+        return f"Exercise {self.number}: {self.title} ({cost})\n\n{self.statement}\n\n{tail}"
+
+    def _repr_markdown_(self) -> str:
+        head = f"Exercise {self.number}: {self.title}"
+        return f"**{head}**{repr(self).removeprefix(head)}"
 
 
 def define(

@@ -1,6 +1,7 @@
-"""Exercises of chapter 3, Multi-head Latent Attention: what is cached, in which order, under which scale, and how decoding never rebuilds a key.
+"""Exercises of chapter 3, Multi-head Latent Attention: what is cached, under which scale, and how decoding never
+rebuilds a key.
 
-Source: DeepSeek-V3 (arXiv 2412.19437) section 2.1.1, eq. 1-11; DeepSeek-V2 (arXiv 2405.04434) section 2.1 and appendix C.
+Source: DeepSeek-V3 (arXiv 2412.19437) section 2.1.1, eq. 1-11; DeepSeek-V2 (arXiv 2405.04434) section 2.1, appendix C.
 The wrong answers are mistakes seen in public implementations and explanations.
 Notebook: 03_mla.
 """
@@ -23,12 +24,12 @@ from minids.rope import apply_rotary_emb, precompute_freqs_cis
 def small_config() -> Config:
     """Sizes that are pairwise different, so that a swapped axis cannot pass."""
     return replace(
-        tiny(), dim=40, n_heads=3, q_lora_rank=24, kv_lora_rank=20,
+        tiny(), dim=40, n_heads=3, q_lora_rank=24, kv_lora_rank=18,
         qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10, max_seq_len=64,
     )  # fmt: skip
 
 
-# 3.1 --------------------------------------------------------------------------------------------------------------------
+# 3.1 ------------------------------------------------------------------------------------------------------------------
 
 
 def cache_values(cfg):
@@ -39,33 +40,37 @@ def cache_values(cfg):
 
 
 def check_cache_values(fn):
-    def mla(c):
-        H, N, R, V, C = c.n_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.kv_lora_rank
-        want, got = C + R, fn(c)
-        expect_equal(got, want, what=f"the cache of {H} MLA heads, C={C}, R={R}", causes=[
-            (C, "That is the latent alone: the rotated key, R values, is kept beside it."),
-            (C + H * R, "That counts a rotated key for each head: all heads share one."),
-            (2 * C + R, "That counts two latents, one for keys and one for values: both are rebuilt from the same one."),
-            (2 * (C + R), "That counts keys and values apart: one latent serves both."),
-            (H * (N + R + V), "That is every head's key and value, the naive form: MLA keeps what they are rebuilt from."),
-            (2 * H * V, "That is the cache of plain multi-head attention: MLA keeps the latent instead."),
-            (want * c.n_layers, "That is the whole model: the question is about one layer."),
-        ])  # fmt: skip
+    groups = random.choice([2, 4, 8])
+    check_mla_values(fn, v3())
+    check_mla_values(fn, replace(small_config(), kv_lora_rank=random.randrange(91, 200), n_layers=5))
+    check_gqa_values(fn, replace(dense_active(), n_heads=3 * groups, n_kv_heads=groups))
 
-    def gqa(c):
-        H, G, d = c.n_heads, c.n_kv_heads, c.v_head_dim
-        expect_equal(fn(c), 2 * G * d, what=f"the cache of {H} query heads, {G} key-value heads of {d} features", causes=[
-            (2 * H * d, "That keeps a key and a value for each query head: GQA keeps n_kv_heads of them."),
-            (G * d, "That counts keys or values: both are kept."),
-            (c.kv_lora_rank + c.qk_rope_head_dim, 'That is MLA\'s formula: this config has attn="gqa".'),
-            (2 * G * d * c.n_layers, "That is the whole model: the question is about one layer."),
-        ])  # fmt: skip
 
-    mla(v3())
-    mla(replace(small_config(), kv_lora_rank=random.randrange(21, 90), n_layers=random.randrange(3, 9)))
-    G = random.choice([2, 4, 8])
-    gqa(replace(dense_active(), n_heads=3 * G, n_kv_heads=G))
+def check_mla_values(fn, c: Config):
+    H, N, R, V, C = c.n_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.kv_lora_rank
+    expect_equal(fn(c), C + R, what=f"the cache of {H} MLA heads, C={C}, R={R}", causes=[
+        (C, "That is the latent alone: the rotated key, R numbers, is kept beside it."),
+        (C + H * R, "That counts a rotated key for each head: all heads share one."),
+        (2 * C + R, "That counts two latents, one for keys and one for values: both are rebuilt from the same one."),
+        (2 * (C + R), "That counts keys and values apart: one latent serves both."),
+        (H * (N + R + V), "That is every head's key and value, the naive form: MLA keeps what they are rebuilt from."),
+        (2 * H * V, "That is the cache of plain multi-head attention: MLA keeps the latent instead."),
+        ((C + R) * c.n_layers, "That is the whole model: the question is about one layer."),
+    ])  # fmt: skip
 
+
+def check_gqa_values(fn, c: Config):
+    H, G, d = c.n_heads, c.n_kv_heads, c.v_head_dim
+    expect_equal(fn(c), 2 * G * d, what=f"the cache of {H} query heads, {G} key-value heads of {d} features", causes=[
+        (2 * H * d, "That keeps a key and a value for each query head: GQA keeps n_kv_heads of them."),
+        (G * d, "That counts keys or values: both are kept."),
+        (c.kv_lora_rank + c.qk_rope_head_dim, 'That is MLA\'s formula: this config has attn="gqa".'),
+        (2 * G * d * c.n_layers, "That is the whole model: the question is about one layer."),
+    ])  # fmt: skip
+
+
+MLA_VALUES = "cfg.kv_lora_rank + cfg.qk_rope_head_dim"
+NAIVE_VALUES = "cfg.n_heads * (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim + cfg.v_head_dim)"
 
 CACHE_VALUES = define(
     "3.1", "The cache of one token", minutes=5, difficulty=1,
@@ -75,28 +80,25 @@ CACHE_VALUES = define(
         (`qk_rope_head_dim`). GQA keeps keys and values of `n_kv_heads` heads, `v_head_dim` features each.
     """,
     hints=(
-        "How many tensors does each kind keep, and which of them have a head axis?",
-        "MLA: one latent serves keys and values, and one rotated key serves all heads. GQA: keys and values, n_kv_heads of each.",
+        "Which tensors does each kind keep, and which of them have a head axis?",
+        "MLA: one latent serves keys and values, one rotated key serves all heads. GQA: keys and values of n_kv_heads.",
         "MLA: $C + R$. GQA: $2 \\, n_{kv} \\, d_h$.",
     ),
     check=check_cache_values,
     solution=cache_values,
-    why="Nothing in MLA's cache has a head axis: that is the whole saving. V3 keeps 512 + 64 = 576 numbers for its 128 heads.",
+    why="Nothing in MLA's cache has a head axis: that is the whole saving. V3 keeps 512 + 64 = 576 for its 128 heads.",
     wrong_answers=(
-        slip("cfg.kv_lora_rank + cfg.qk_rope_head_dim", "cfg.kv_lora_rank", draws="the latent alone", why="Forgets k_pe."),
-        slip("+ cfg.qk_rope_head_dim", "+ cfg.n_heads * cfg.qk_rope_head_dim", draws="all heads share one", why="A rotated key for each head."),
-        slip("cfg.kv_lora_rank + cfg.qk_rope_head_dim", "2 * cfg.kv_lora_rank + cfg.qk_rope_head_dim", draws="two latents", why="K and V compressed apart."),
-        slip(
-            "cfg.kv_lora_rank + cfg.qk_rope_head_dim", "cfg.n_heads * (cfg.qk_nope_head_dim + cfg.qk_rope_head_dim + cfg.v_head_dim)",
-            draws="naive form", why="What DeepSeek's own naive code path caches.",
-        ),
+        slip(MLA_VALUES, "cfg.kv_lora_rank", draws="the latent alone", why="Forgets k_pe."),
+        slip("+ cfg.qk", "+ cfg.n_heads * cfg.qk", draws="all heads share one", why="A rotated key for each head."),
+        slip("cfg.kv_lora", "2 * cfg.kv_lora", draws="two latents", why="Keys and values compressed apart."),
+        slip(MLA_VALUES, NAIVE_VALUES, draws="naive form", why="What DeepSeek's own naive code path caches."),
         slip("cfg.n_kv_heads", "cfg.n_heads", draws="keeps n_kv_heads", why="GQA counted as MHA."),
         slip("return 2 * cfg", "return cfg", draws="both are kept", why="Forgets that there are keys and values."),
     ),
 )  # fmt: skip
 
 
-# 3.2 --------------------------------------------------------------------------------------------------------------------
+# 3.2 ------------------------------------------------------------------------------------------------------------------
 
 
 def softmax_scale(cfg):
@@ -106,146 +108,133 @@ def softmax_scale(cfg):
 
 def check_softmax_scale(fn):
     N, R = 2 * random.randrange(5, 20), 2 * random.randrange(2, 9)
-    cfg = replace(small_config(), qk_nope_head_dim=N, qk_rope_head_dim=R, v_head_dim=N + 1, kv_lora_rank=2 * N + 3)
-    for c in (cfg, replace(v3(), rope_factor=1.0)):
+    mine = replace(small_config(), qk_nope_head_dim=N, qk_rope_head_dim=R, v_head_dim=N + 1, kv_lora_rank=2 * N + 3)
+    for c in (mine, replace(v3(), rope_factor=1.0)):
         N, R, V, C = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim, c.kv_lora_rank
         expect_close(fn(c), (N + R) ** -0.5, what=f"the scale for N={N}, R={R}, V={V}, C={C}", causes=[
             (N**-0.5, "That is N^-0.5: the R rotated features are part of the same dot product, so they count too."),
-            ((C + R) ** -0.5, "That is (C + R)^-0.5: right for a model trained with keys of C + R features. Absorbing is only another "
-             "way to compute the same score, so its scale stays."),
-            (C**-0.5, "That is C^-0.5: the latent is never what a head compares; its key has N + R features."),
+            ((C + R) ** -0.5, "That is (C + R)^-0.5. The absorbed form compares C + R features, but computes the same "
+             "score in another order: its scale stays."),
+            (C**-0.5, "That is C^-0.5: no head compares latents; its key has N + R features."),
             (V**-0.5, "That is V^-0.5: values are mixed after the softmax; the scale belongs to queries and keys."),
             (R**-0.5, "That is R^-0.5: the N features without position are part of the same dot product."),
-            ((N + R) ** 0.5, "The sign of the exponent: scores are divided by the square root, so that they stay near 1."),
-            (1 / (N + R), "The square root is missing: a dot product of n random features has a spread of sqrt(n), not n."),
+            ((N + R) ** 0.5, "The sign of the exponent: scores are divided by the root, so that they stay near 1."),
+            (1 / (N + R), "The square root is missing: the dot product of n random features spreads by sqrt(n)."),
             (c.dim**-0.5, "That is D^-0.5: one head compares N + R features, not the hidden state."),
         ])  # fmt: skip
 
 
+KEY_WIDTH = "(cfg.qk_nope_head_dim + cfg.qk_rope_head_dim)"
+
 SOFTMAX_SCALE = define(
     "3.2", "The softmax scale", minutes=3, difficulty=1,
     statement="""
-        Write `softmax_scale(cfg)`: the number that multiplies $q^\\top k$ before the softmax (eq. 10), for a model without YaRN.
-        The names in `cfg` are `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`, `kv_lora_rank`.
+        Write `softmax_scale(cfg)`: the number that multiplies $q^\\top k$ before the softmax (eq. 10), without YaRN.
+        `cfg` has `qk_nope_head_dim`, `qk_rope_head_dim`, `v_head_dim`, `kv_lora_rank`.
     """,
     hints=(
-        "The dot product of two random vectors of n features has a spread of sqrt(n). How many features has one head's key?",
-        "A head's key is [k_nope; k_pe], by eq. 4.",
+        "The dot product of two random vectors of n features spreads by sqrt(n). How many features has a head's key?",
+        "A head's key is $[k^C; k^R]$, by eq. 4.",
         "$(N + R)^{-1/2}$.",
     ),
     check=check_softmax_scale,
     solution=softmax_scale,
-    why="One head's key has N + R features, 128 + 64 = 192 in V3. It stays so in the absorbed form, where the vectors that meet have 576.",
+    why="One head's key has N + R features, 128 + 64 = 192 in V3. The scale stays so in the absorbed form, where the "
+    "vectors that meet have 576.",
     wrong_answers=(
-        slip("(cfg.qk_nope_head_dim + cfg.qk_rope_head_dim)", "cfg.qk_nope_head_dim", draws="N^-0.5", why="128^-0.5: the rotated part forgotten."),
-        slip("cfg.qk_nope_head_dim +", "cfg.kv_lora_rank +", draws="(C + R)^-0.5", why="576^-0.5: read off the absorbed shapes."),
-        slip("(cfg.qk_nope_head_dim + cfg.qk_rope_head_dim)", "cfg.kv_lora_rank", draws="C^-0.5", why="512^-0.5."),
-        slip("(cfg.qk_nope_head_dim + cfg.qk_rope_head_dim)", "cfg.v_head_dim", draws="V^-0.5", why="head_dim taken from the values."),
+        slip(KEY_WIDTH, "cfg.qk_nope_head_dim", draws="N^-0.5", why="128^-0.5: the rotated part forgotten."),
+        slip("cfg.qk_nope_head_dim +", "cfg.kv_lora_rank +", draws="(C + R)^-0.5", why="576^-0.5, off the shapes."),
+        slip(KEY_WIDTH, "cfg.kv_lora_rank", draws="C^-0.5", why="512^-0.5."),
+        slip(KEY_WIDTH, "cfg.v_head_dim", draws="V^-0.5", why="head_dim taken from the values."),
         slip("** -0.5", "** 0.5", draws="sign of the exponent", why="Multiplied where one divides."),
         slip("** -0.5", "** -1", draws="square root is missing", why="Divided by n."),
     ),
 )  # fmt: skip
 
 
-# 3.3 --------------------------------------------------------------------------------------------------------------------
+# 3.3 ------------------------------------------------------------------------------------------------------------------
 
 
 def latents(mla, x, freqs_cis):
-    """[c | k_pe] of the tokens x [B S D], ready for the cache: [B S C+R]."""
+    """(c, k_pe) of the tokens x [B S D], ready for the cache: [B S C] and [B S R]."""
     c, k_pe = mla.wkv_a(x).split([mla.C, mla.R], -1)
     c = mla.kv_norm(c)
     k_pe = apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)
-    return torch.cat([c, k_pe], -1)
+    return c, k_pe
 
 
 def check_latents(fn):
-    mla, x, freqs_cis = fresh_layer(S=7)
-    start = random.randrange(1, 20)  # tokens in the middle of a text: position 0 would hide a missing rotation
-    freqs_cis = freqs_cis[start : start + 7]
-    with torch.no_grad():
-        raw = mla.wkv_a(x)
-        c, k_pe = raw.split([mla.C, mla.R], -1)
-        turned = apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)
-        halves = torch.cat([k_pe[..., 0::2], k_pe[..., 1::2]], -1)  # the other layout of the pairs
-        z = torch.complex(*k_pe.chunk(2, -1)) * freqs_cis
-        expect_close(fn(mla, x, freqs_cis), torch.cat([mla.kv_norm(c), turned], -1), what="[c | k_pe]", causes=[
-            (torch.cat([c, turned], -1), "The latent is not normalised. kv_norm comes before the cache: cached raw, it would have to be "
-             "normalised again at every later step."),
-            (torch.cat([mla.kv_norm(c), k_pe], -1), "k_pe is not rotated. A key turns by its own token's position, which never changes: "
-             "rotate once, then cache."),
-            (raw, "Neither the norm nor the rotation is applied: that is W_DKV h as it stands."),
-            (torch.cat([mla.kv_norm(c), rms(turned)], -1), "k_pe is normalised too: kv_norm is for the latent alone."),
-            (torch.cat([mla.kv_norm(c), apply_rotary_emb(rms(k_pe).unsqueeze(2), freqs_cis).squeeze(2)], -1),
-             "k_pe is normalised too: kv_norm is for the latent alone."),
-            (torch.cat([turned, mla.kv_norm(c)], -1), "The order is [c | k_pe]: the latent first."),
-            (torch.cat([mla.kv_norm(c), torch.cat([z.real, z.imag], -1)], -1), "The pairs are (x0, x1), (x2, x3), ..: this turned x0 with "
-             "the middle feature, the layout of LLaMA's rotate_half."),
-            (torch.cat([mla.kv_norm(c), halves], -1), "The features of k_pe are only re-ordered, not rotated."),
-            (torch.cat([mla.kv_norm(raw[..., mla.R:]), apply_rotary_emb(raw[..., : mla.R].unsqueeze(2), freqs_cis).squeeze(2)], -1),
-             "wkv_a gives [latent | rotated key], in this order: the first C features are the latent."),
-            (lambda got: got.shape[-1] == mla.C + mla.H * mla.R, "There is a rotated key for each head: one is shared by all, and each "
-             "head's query meets the same."),
-        ])  # fmt: skip
+    cfg = small_config()
+    mla, x = MLA(cfg).double().requires_grad_(False), torch.randn(2, 7, cfg.dim, dtype=torch.float64)
+    mla.kv_norm.weight.normal_()  # with ones, a norm without its weight would pass
+    start = random.randrange(1, 20)  # position 0 would hide a missing rotation
+    freqs_cis = precompute_freqs_cis(cfg)[start : start + 7]
+
+    def turn(k_pe: Tensor) -> Tensor:
+        return apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)
+
+    raw = mla.wkv_a(x)
+    c, k_pe = raw.split([mla.C, mla.R], -1)
+    first, last = raw.split([mla.R, mla.C], -1)
+    z = torch.complex(*k_pe.chunk(2, -1)) * freqs_cis
+    normed = mla.kv_norm(c)
+    expect_close(fn(mla, x, freqs_cis), (normed, turn(k_pe)), what="(c, k_pe)", causes=[
+        ((c, turn(k_pe)), "The latent is not normalised. kv_norm comes before the cache: cached raw, it would have to "
+         "be normalised again at every later step."),
+        ((normed, k_pe), "k_pe is not rotated. A key turns by its own token's position, which never changes: rotate "
+         "once, then cache."),
+        ((c, k_pe), "Neither the norm nor the rotation is there yet: that is W_DKV h as it stands."),
+        ((turn(k_pe), normed), "The latent comes first, then the key."),
+        (lambda got: (got[1].square().mean(-1) - 1).abs().max() < 1e-3, "k_pe is normalised too: kv_norm is for the "
+         "latent alone."),
+        ((rms(c), turn(k_pe)), "The norm's weight is missing: call mla.kv_norm."),
+        ((mla.kv_norm(last), turn(first)), "The first C features of wkv_a(x) are the latent, the last R the key."),
+        ((normed, torch.cat([z.real, z.imag], -1)), "The pairs are (x0, x1), (x2, x3), ..: this turned x0 with the "
+         "middle feature, the layout of LLaMA's rotate_half."),
+        (lambda got: got[1].numel() == mla.H * k_pe.numel(), "That is a rotated key for each head: all share one."),
+    ])  # fmt: skip
 
 
 def rms(x: Tensor) -> Tensor:
     return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
-def fresh_layer(S: int) -> tuple[MLA, Tensor, Tensor]:
-    """A small MLA in float64 with weights of useful size and norms that are not one, an input and rotations."""
-    cfg = small_config()
-    mla = MLA(cfg).double()
-    for p in mla.parameters():
-        torch.nn.init.normal_(p, std=1.0 if p.ndim == 1 else p.shape[-1] ** -0.5)
-    return mla, torch.randn(2, S, cfg.dim, dtype=torch.float64), precompute_freqs_cis(cfg)
-
-
 LATENTS = define(
     "3.3", "What goes into the cache", minutes=10, difficulty=2,
     statement="""
-        Write `latents(mla, x, freqs_cis)`: the row $[c \\mid k^R]$ that the cache keeps of each token, of shape `[B, S, C+R]` (eq. 1 and 3).
-        `mla.wkv_a` projects `x` to C + R features, `mla.kv_norm` is the RMSNorm, `mla.C` and `mla.R` are the sizes, and
-        `apply_rotary_emb(t, freqs_cis)` rotates `t` of shape `[B, S, heads, R]`.
+        Write `latents(mla, x, freqs_cis)`: the pair $(c^{KV}, k^R)$ that the cache keeps of each token, of shapes
+        `[B, S, C]` and `[B, S, R]` (eq. 1 and 3). `mla.wkv_a` projects `x` to C + R features, `mla.kv_norm` is the
+        RMSNorm, `mla.C` and `mla.R` are the sizes; `apply_rotary_emb(t, freqs_cis)` rotates `[B, S, heads, R]`.
     """,
     hints=(
-        "Two questions: to which part does the norm belong, and to which the rotation? Each is done before caching, so that it is done once.",
+        "To which part does the norm belong, to which the rotation? Both come before caching, so that they come once.",
         "`split([mla.C, mla.R], -1)`; the norm is for the first part, the rotation for the second.",
-        "The shared key has one head: `k_pe.unsqueeze(2)` before the rotation, `.squeeze(2)` after. Then `torch.cat`.",
+        "The shared key has one head: `k_pe.unsqueeze(2)` before the rotation, `.squeeze(2)` after it.",
     ),
     check=check_latents,
     solution=latents,
     why="Norm and rotation depend on the token and its position alone, so they are done once, before caching. "
-    "The rotated key stays un-normalised: DeepSeek's `kv_a_layernorm` has C weights, not C + R.",
+    "The key stays un-normalised: DeepSeek's `kv_a_layernorm` has C weights, not C + R.",
     wrong_answers=(
         slip("    c = mla.kv_norm(c)\n", "", draws="not normalised", why="Caches the latent before its norm."),
-        slip("    k_pe = apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)\n", "", draws="not rotated", why="Caches the key before RoPE."),
-        slip("return torch.cat([c, k_pe], -1)", "return torch.cat([k_pe, c], -1)", draws="latent first", why="Parts swapped."),
-        slip("c, k_pe = mla.wkv_a(x).split([mla.C, mla.R], -1)", "k_pe, c = mla.wkv_a(x).split([mla.R, mla.C], -1)", draws="first C features", why="Reads wkv_a's rows in the wrong order."),
-        wrong("""
-            def latents(mla, x, freqs_cis):
-                c, k_pe = mla.wkv_a(x).split([mla.C, mla.R], -1)
-                z = torch.complex(*k_pe.chunk(2, -1)) * freqs_cis
-                return torch.cat([mla.kv_norm(c), z.real, z.imag], -1)
-        """, draws="rotate_half", why="The half layout of LLaMA on interleaved weights."),
-        wrong("""
-            def latents(mla, x, freqs_cis):
-                c, k_pe = mla.wkv_a(x).split([mla.C, mla.R], -1)
-                k_pe = k_pe * (k_pe.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
-                k_pe = apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)
-                return torch.cat([mla.kv_norm(c), k_pe], -1)
-        """, draws="normalised too", why="Normalises both parts."),
-        wrong("""
-            def latents(mla, x, freqs_cis):
-                c, k_pe = mla.wkv_a(x).split([mla.C, mla.R], -1)
-                k_pe = apply_rotary_emb(k_pe.unsqueeze(2).expand(-1, -1, mla.H, -1), freqs_cis).flatten(2)
-                return torch.cat([mla.kv_norm(c), k_pe], -1)
-        """, draws="shared by all", why="Gives each head its copy: the saving is lost."),
+        slip("apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)", "k_pe", draws="not rotated",
+             why="Caches the key before RoPE."),
+        slip("return c, k_pe", "return k_pe, c", draws="latent comes first", why="Parts swapped."),
+        slip("c, k_pe = mla.wkv_a(x).split([mla.C, mla.R], -1)", "k_pe, c = mla.wkv_a(x).split([mla.R, mla.C], -1)",
+             draws="first C features", why="Reads wkv_a's rows in the wrong order."),
+        slip("apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)",
+             "torch.view_as_real(torch.complex(*k_pe.chunk(2, -1)) * freqs_cis).transpose(-1, -2).flatten(-2)",
+             draws="rotate_half", why="The half layout of LLaMA on interleaved weights."),
+        slip("apply_rotary_emb(k_pe.unsqueeze(2)", "torch.nn.functional.rms_norm(k_pe, (mla.R,))\n"
+             "    k_pe = apply_rotary_emb(k_pe.unsqueeze(2)", draws="normalised too", why="Normalises both parts."),
+        slip("apply_rotary_emb(k_pe.unsqueeze(2), freqs_cis).squeeze(2)",
+             "apply_rotary_emb(k_pe.unsqueeze(2).expand(-1, -1, mla.H, -1), freqs_cis)",
+             draws="all share one", why="Gives each head its copy: the saving is lost."),
     ),
 )  # fmt: skip
 
 
-# 3.4 --------------------------------------------------------------------------------------------------------------------
+# 3.4 ------------------------------------------------------------------------------------------------------------------
 
 
 def up_projections(weight, H, N, V):
@@ -258,38 +247,42 @@ def up_projections(weight, H, N, V):
 def check_up_projections(fn):
     H, N, V, C = 4, 6, 5, 7
     w = torch.randn(H * (N + V), C, dtype=torch.float64)
-    per_head = w.view(H, N + V, C)
-    want = (per_head[:, :N], per_head[:, N:])
-    expect_close(fn(w, H, N, V), want, what="(W_UK, W_UV)", causes=[
-        ((w[: H * N].view(H, N, C), w[H * N :].view(H, V, C)), "That takes wkv_b as [all keys; all values]. Its rows go head by head: N rows of "
-         "keys, then V rows of values, then the next head."),
+    per_head, keys_then_values = w.view(H, N + V, C), (w[: H * N].view(H, N, C), w[H * N :].view(H, V, C))
+    expect_close(fn(w, H, N, V), (per_head[:, :N], per_head[:, N:]), what="(W_UK, W_UV)", causes=[
+        (keys_then_values, "That takes wkv_b as [all keys; all values]. Its rows go head by head: N rows of keys, V "
+         "rows of values, then the next head."),
         ((per_head[:, V:], per_head[:, :V]), "Within a head the key's N rows come first, then the value's V rows."),
-        (tuple(t.transpose(0, 1) for t in w.view(N + V, H, C).split([N, V], 0)), "That lets the head change fastest: the rows of one head lie "
-         "together, so the head is the first axis of the view."),
+        (tuple(t.transpose(0, 1) for t in w.view(N + V, H, C).split([N, V], 0)), "That lets the head change fastest: "
+         "the rows of one head lie together, so the head is the first axis of the view."),
+        (lambda got: got[0].shape == (H, C, N), "The right rows, transposed: the latent's axis C stays last."),
     ])  # fmt: skip
 
 
 UP_PROJECTIONS = define(
     "3.4", "Cut wkv_b into heads", minutes=5, difficulty=2,
     statement="""
-        `mla.wkv_b.weight` has the shape `[H*(N+V), C]`: its rows go head by head, first the N rows of $W^{UK}$, then the V rows of $W^{UV}$.
-        Write `up_projections(weight, H, N, V)` that returns $W^{UK}$ of shape `[H, N, C]` and $W^{UV}$ of shape `[H, V, C]`.
+        `mla.wkv_b.weight` has the shape `[H*(N+V), C]`. Its rows go head by head: N rows of $W^{UK}$, then V rows of
+        $W^{UV}$, then the next head. Write `up_projections(weight, H, N, V)` that returns $W^{UK}$ of shape
+        `[H, N, C]` and $W^{UV}$ of shape `[H, V, C]`.
     """,
     hints=(
-        "Write down which head and which part the rows 0, N, N+V belong to.",
+        "Write down which head and which part the rows 0, N and N+V belong to.",
         "A `view` that makes the head an axis of its own, then one `split`.",
         "`weight.view(H, N + V, -1).split([N, V], 1)`",
     ),
     check=check_up_projections,
     solution=up_projections,
-    why="DeepSeek's checkpoints keep a head's rows together, so that a GPU that holds some of the heads holds one piece of the matrix. "
-    "Cutting it as [all keys; all values] gives the right shapes and a model that talks nonsense.",
+    why="DeepSeek's checkpoints keep a head's rows together, so that a GPU with some of the heads holds one piece of "
+    "the matrix. Cut as [all keys; all values] it has the right shapes, and the model talks nonsense.",
     wrong_answers=(
         wrong("""
             def up_projections(weight, H, N, V):
                 return weight[: H * N].view(H, N, -1), weight[H * N :].view(H, V, -1)
-        """, draws="[all keys; all values]", why="The commonest reading of \"kv\"; the shapes fit."),
-        slip("w_uk, w_uv = per_head.split([N, V], 1)", "w_uv, w_uk = per_head.split([V, N], 1)", draws="N rows come first", why="Values first."),
+        """, draws="[all keys; all values]", why='The commonest reading of "kv"; the shapes fit.'),
+        slip("w_uk, w_uv = per_head.split([N, V], 1)", "w_uv, w_uk = per_head.split([V, N], 1)",
+             draws="N rows come first", why="Values first."),
+        slip("return w_uk, w_uv", "return w_uk.transpose(1, 2), w_uv.transpose(1, 2)", draws="axis C stays last",
+             why="Prepared for a product from the other side."),
         wrong("""
             def up_projections(weight, H, N, V):
                 w_uk, w_uv = weight.view(N + V, H, -1).split([N, V], 0)
@@ -299,11 +292,11 @@ UP_PROJECTIONS = define(
 )  # fmt: skip
 
 
-# 3.5 --------------------------------------------------------------------------------------------------------------------
+# 3.5 ------------------------------------------------------------------------------------------------------------------
 
 
 def absorbed_step(q_nope, q_pe, kv, w_uk, w_uv, scale):
-    """One decoded token: q_nope [B H N], q_pe [B H R], cache kv [B T C+R], w_uk [H N C], w_uv [H V C] -> [B H V]."""
+    """One decoded token: q_nope [B H N], q_pe [B H R], kv [B T C+R], w_uk [H N C], w_uv [H V C] -> [B H V]."""
     C = w_uk.shape[-1]
     q_c = torch.einsum("bhn,hnc->bhc", q_nope, w_uk)
     scores = torch.einsum("bhk,btk->bht", torch.cat([q_c, q_pe], -1), kv) * scale
@@ -313,13 +306,11 @@ def absorbed_step(q_nope, q_pe, kv, w_uk, w_uv, scale):
 
 
 def check_absorbed_step(fn):
-    # pairwise different, and chosen so that only a rebuilt key or value has B*T*H*N, .. elements (see Watch)
+    # chosen so that only a rebuilt key or value has B*T*H*N, B*T*H*V, .. elements: see Watch
     B, T, H, N, R, V, C = 2, 11, 3, 5, 4, 7, 10
-    q_nope, q_pe, kv, w_uk, w_uv = (
-        torch.randn(*shape, dtype=torch.float64) for shape in ((B, H, N), (B, H, R), (B, T, C + R), (H, N, C), (H, V, C))
-    )
-    scale = (N + R) ** -0.5
-    args = (q_nope, q_pe, kv, w_uk, w_uv)
+    shapes = ((B, H, N), (B, H, R), (B, T, C + R), (H, N, C), (H, V, C))
+    q_nope, q_pe, kv, w_uk, w_uv = (torch.randn(*shape, dtype=torch.float64) for shape in shapes)
+    scale, other = (N + R) ** -0.5, (C + R) ** -0.5
 
     def slow(scale_nope=scale, scale_pe=scale, axis=-1):
         """The naive form: every head's key and value of every token is rebuilt."""
@@ -328,76 +319,70 @@ def check_absorbed_step(fn):
         nope, pe = torch.einsum("bhn,bthn->bht", q_nope, k), torch.einsum("bhr,btr->bht", q_pe, k_pe)
         return torch.einsum("bht,bthv->bhv", (nope * scale_nope + pe * scale_pe).softmax(axis), v)
 
-    other = (C + R) ** -0.5
     with Watch(B * T) as watch:
-        got = fn(*args, scale)
+        got = fn(q_nope, q_pe, kv, w_uk, w_uv, scale)
     expect_close(got, slow(), what="the heads' outputs", causes=[
-        (slow(other, other), "The scale became (C + R)^-0.5. The score is the same number as before, so its scale stays the one handed in."),
-        (slow(scale * other, scale * other), "The scale is applied twice: once as handed in, once as (C + R)^-0.5."),
+        (slow(other, other), "The scale became (C + R)^-0.5. The score is the same number as before, so its scale "
+         "stays the one handed in."),
+        (slow(scale * other, scale * other), "The scale is applied twice: as handed in, and as (C + R)^-0.5."),
         (slow(1.0, 1.0), "The scale is missing: multiply the scores by it before the softmax."),
-        (slow(scale, 1.0), "Only the latent part of the score is scaled: the rotated part belongs to the same dot product."),
-        (slow(scale, 0.0), "The rotated part, q_pe . k_pe, is missing from the score: this attention knows no positions."),
+        (slow(scale, 1.0), "Only the latent part of the score is scaled: the rotated part belongs to the same score."),
+        (slow(scale, 0.0), "The rotated part, q_pe . k_pe, is not in the score: this attention knows no positions."),
         (slow(axis=1), "The softmax runs over the heads: it belongs to the T cached tokens."),
-        (lambda a: a.shape == (B, H, C), "That is the mixed latent z: W_UV still has to turn it into each head's value."),
-        (lambda a: a.shape[:2] == (B, H) and a.shape[2:] in ((C + R,), (T,)), "The values are mixed from the latent alone: the first C features "
-         "of the cache. Then W_UV."),
+        (lambda a: a.shape == (B, H, C), "That is the mixed latent z: W_UV still has to make each head's value of it."),
+        (lambda a: a.shape == (B, H, C + R), "The whole cached row is mixed: values come from its first C features."),
     ])  # fmt: skip
-    if watch.rebuilt(H, N, R, V):
-        cause = "The answer is right, but keys or values were rebuilt for all cached tokens: W_UK goes into the query, W_UV after the mix."
-        raise Wrong("no tensor with a key or a value for each head and cached token", f"one of shape {watch.shape}", cause)
+    if shape := watch.rebuilt(H * N, H * V, H * (N + V), H * (N + R)):
+        cause = "The numbers are right, but keys or values were rebuilt for all cached tokens: move W_UK to the query."
+        raise Wrong("no tensor with a key or value for each head and cached token", f"one of shape {shape}", cause)
 
 
 class Watch(TorchDispatchMode):
-    """Remembers the sizes of all tensors that are computed inside a `with`, as multiples of the B*T cached rows."""
+    """Remembers the shapes of all tensors computed inside a `with`, by their numbers per cached token."""
 
     def __init__(self, rows: int):
         super().__init__()
-        self.rows, self.seen, self.shape = rows, {}, []
+        self.rows, self.seen = rows, {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.numel() % self.rows == 0:
-            self.seen.setdefault(result.numel() // self.rows, list(result.shape))
+        if isinstance(result, Tensor):
+            self.seen.setdefault(result.numel() / self.rows, list(result.shape))
         return result
 
-    def rebuilt(self, H: int, N: int, R: int, V: int) -> bool:
-        for width in (H * N, H * V, H * (N + V), H * (N + R)):
-            if width in self.seen:
-                self.shape = self.seen[width]
-                return True
-        return False
+    def rebuilt(self, *widths: int) -> list[int] | None:
+        return next((self.seen[width] for width in widths if width in self.seen), None)
 
 
 ABSORBED_STEP = define(
     "3.5", "Decode without rebuilding a key", minutes=15, difficulty=3,
     statement="""
-        Write `absorbed_step(q_nope, q_pe, kv, w_uk, w_uv, scale)`: attention of **one** new token over T cached ones, for all heads.
-        Shapes: `q_nope [B, H, N]`, `q_pe [B, H, R]` (already rotated), cache `kv [B, T, C+R]`, `w_uk [H, N, C]`, `w_uv [H, V, C]`; the
-        result is `[B, H, V]`. No tensor may hold a key or a value for each head and cached token: the check looks.
+        Write `absorbed_step(q_nope, q_pe, kv, w_uk, w_uv, scale)`: attention of **one** new token over T cached ones,
+        for all heads. Shapes: `q_nope [B, H, N]`, `q_pe [B, H, R]` (already rotated), the cache `kv [B, T, C+R]`,
+        `w_uk [H, N, C]`, `w_uv [H, V, C]`; the result is `[B, H, V]`. No tensor may hold a key or a value for each head
+        and cached token: the check looks.
     """,
     hints=(
         "Start from $q_h^\\top W^{UK}_h c_j$. Which product does not depend on j, and so can be formed once?",
-        "Three steps: q_c = W_UK^T q_nope; scores of [q_c; q_pe] with the whole cache; mix the latents, then W_UV.",
-        '`torch.einsum("bhn,hnc->bhc", q_nope, w_uk)`, then `"bhk,btk->bht"`, softmax over t, `"bht,btc->bhc"`, `"bhc,hvc->bhv"`.',
+        "Three steps: q_c from q_nope and W_UK; scores of [q_c; q_pe] with the whole row; mix the latents, then W_UV.",
+        '`einsum("bhn,hnc->bhc", q_nope, w_uk)`, then `"bhk,btk->bht"`, softmax, `"bht,btc->bhc"`, `"bhc,hvc->bhv"`.',
     ),
     check=check_absorbed_step,
     solution=absorbed_step,
-    why="Matrix products are associative: $(W^{UK\\top} q) \\cdot c = q \\cdot (W^{UK} c)$ and $\\sum_j p_j (W^{UV} c_j) = W^{UV} \\sum_j p_j c_j$. "
-    "All heads then read the same cache row: multi-query attention with keys of C + R and values of C features.",
+    why="Products are associative: $q \\cdot (W^{UK} c) = (W^{UK\\top} q) \\cdot c$, and $\\sum_j p_j (W^{UV} c_j) = "
+    "W^{UV} \\sum_j p_j c_j$. All heads read the same row: multi-query attention.",
     wrong_answers=(
-        slip("kv) * scale", "kv) * kv.shape[-1] ** -0.5", draws="stays the one handed in", why="The scale read off the absorbed shapes, 576^-0.5."),
+        slip("kv) * scale", "kv) * kv.shape[-1] ** -0.5", draws="stays the one handed in", why="576^-0.5."),
         slip(" * scale", "", draws="scale is missing", why="The scale lost when the form changed."),
         slip("torch.cat([q_c, q_pe], -1), kv)", "q_c, kv[..., :C])", draws="knows no positions", why="q_pe forgotten."),
         slip("softmax(-1)", "softmax(1)", draws="over the heads", why="The wrong axis."),
         slip('torch.einsum("bhc,hvc->bhv", z, w_uv)', "z", draws="mixed latent z", why="W_UV forgotten."),
         wrong("""
             def absorbed_step(q_nope, q_pe, kv, w_uk, w_uv, scale):
-                C = w_uk.shape[-1]
-                c, k_pe = kv[..., :C], kv[..., C:]
-                k = torch.einsum("btc,hnc->bthn", c, w_uk)
-                v = torch.einsum("btc,hvc->bthv", c, w_uv)
+                c, k_pe = kv[..., : w_uk.shape[-1]], kv[..., w_uk.shape[-1] :]
+                k, v = torch.einsum("btc,hnc->bthn", c, w_uk), torch.einsum("btc,hvc->bthv", c, w_uv)
                 scores = torch.einsum("bhn,bthn->bht", q_nope, k) + torch.einsum("bhr,btr->bht", q_pe, k_pe)
                 return torch.einsum("bht,bthv->bhv", (scores * scale).softmax(-1), v)
-        """, draws="were rebuilt", why="The naive form: right numbers, but the work absorption is there to avoid."),
+        """, draws="were rebuilt", why="The naive form: right numbers, and all the work that absorbing avoids."),
     ),
 )  # fmt: skip

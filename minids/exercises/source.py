@@ -36,7 +36,8 @@ def stub_of(source: str) -> str:
     for node in sorted(_functions(ast.parse(source)), key=lambda n: -n.lineno):
         first = node.body[0]
         start = (first.end_lineno or first.lineno) if ast.get_docstring(node) is not None else first.lineno - 1
-        lines[start : node.end_lineno] = [" " * first.col_offset + "raise NotImplementedError"]
+        before = lines[first.lineno - 1][: first.col_offset]  # the indentation, or `def f(x): ` on the same line
+        lines[start : node.end_lineno] = [before + "raise NotImplementedError"]
     return "\n".join(lines) + "\n"
 
 

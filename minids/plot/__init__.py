@@ -19,12 +19,15 @@ the letters of matplotlib's own font are there on every machine. `picture.png()`
 with the axes 7 inches wide, so that a slider over it feels alive.
 """
 
-from minids.plot.attention import cache_of_models, decode_cost, low_rank, quality_by_cache
+from minids.plot.attention import cache_of_models, decode_cost, low_rank, numbers_per_token, quality_by_cache
+from minids.plot.inside import experts_of_tokens, next_tokens, residual_stream
+from minids.plot.machine import machine
 from minids.plot.model import anatomy, cache_bytes
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
 from minids.plot.training import curves
 
 __all__ = [
-    "COLOURS", "LINES", "Picture", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves", "decode_cost", "label",
-    "low_rank", "quality_by_cache", "style", "styled",
+    "COLOURS", "LINES", "Picture", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves", "decode_cost",
+    "experts_of_tokens", "label", "low_rank", "machine", "next_tokens", "numbers_per_token", "quality_by_cache",
+    "residual_stream", "style", "styled",
 ]  # fmt: skip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from minids.plot.style import BLUE, COLOURS, GREY, LINES, ORANGE, Picture, axes, styled
+from minids.plot.style import BLUE, COLOURS, GREY, LINES, ORANGE, SKY, Picture, axes, styled
 
 
 @styled
@@ -22,11 +23,9 @@ def low_rank(matrix: Sequence[Sequence[float]], rank: int, cut: int | None = Non
         raise ValueError(f"an approximation keeps at least one number per token, not {rank}: take a rank from 1 on")
     m = np.asarray(matrix, dtype=float)
     u, s, vh = np.linalg.svd(m, full_matrices=False)
-    error = np.sqrt(np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0) / np.sum(s**2))
+    error = 100 * np.sqrt(np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0) / np.sum(s**2))
     rank = min(rank, len(s))
-    alt = (
-        f"Keys and values of a text, their rank-{rank} copy with {100 * error[rank]:.1f}% error, and the error by rank"
-    )
+    alt = f"Keys and values of a text, their best copy of rank {rank}, and the error at every rank"
     picture, ax = axes(alt, 1, 3, height=2.9, width_ratios=(1, 1, 1.25))
     limit = np.percentile(np.abs(m), 99)
     for a, values, title in ((ax[0], m, "keys | values"), (ax[1], u[:, :rank] * s[:rank] @ vh[:rank], f"rank {rank}")):
@@ -35,9 +34,9 @@ def low_rank(matrix: Sequence[Sequence[float]], rank: int, cut: int | None = Non
         a.grid(visible=False)
         if cut is not None:
             a.axvline(cut - 0.5, color="black", linewidth=1)
-    ax[2].plot(np.arange(len(error)), 100 * error)
-    ax[2].plot([rank], [100 * error[rank]], "o", color=ORANGE)
-    ax[2].annotate(f"{100 * error[rank]:.1f}%", (rank, 100 * error[rank]), (7, 5), textcoords="offset points")
+    ax[2].plot(np.arange(len(error)), error)
+    ax[2].plot([rank], [error[rank]], "o", color=ORANGE)
+    ax[2].annotate(f"{error[rank]:.1f}%", (rank, error[rank]), (7, 5), textcoords="offset points")
     ax[2].set(title="error", xlabel="numbers kept per token", ylabel="% of the matrix", ylim=(0, 100), xlim=(0, None))
     return picture
 
@@ -57,12 +56,38 @@ def quality_by_cache(
         marker = "os^D"[i % 4]
         ax.plot(list(points), list(points.values()), LINES[i % 4], marker=marker, color=COLOURS[i % 7], label=name)
     ax.axhline(full, color=GREY, linewidth=1)
-    ax.annotate("nothing taken away", (1, full), (0, -12), ("axes fraction", "data"), textcoords="offset points",
-                ha="right", color=GREY)  # fmt: skip
+    left: Any = ("axes fraction", "data")
+    ax.annotate("nothing taken away", (0.01, full), (0, 4), left, textcoords="offset points", color=GREY)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.set(title="What it costs to cache less", xlabel="numbers cached per token and layer", ylabel=ylabel)
     ax.legend()
+    return picture
+
+
+@styled
+def numbers_per_token(rows: Mapping[str, Mapping[str, int]], cached: Sequence[str] = ()) -> Picture:
+    """How many numbers one token is made of at each stage, drawn to scale: one bar a stage, cut into parts.
+
+    Args:
+        rows: stage -> (part -> numbers).
+        cached: the stages that stay in memory, hatched.
+    """
+    totals = [sum(parts.values()) for parts in rows.values()]
+    listed = ", ".join(f"{name} {total:,}" for name, total in zip(rows, totals, strict=True))
+    picture, ax = axes(f"Numbers of one token, to scale: {listed}", height=0.7 + 0.42 * len(rows))
+    for y, (name, parts) in enumerate(rows.items()):
+        left, kept = 0, name in cached
+        for i, numbers in enumerate(parts.values()):
+            colour = ORANGE if kept else (BLUE, SKY)[i % 2]
+            ax.barh(y, numbers, left=left, color=colour, hatch="//" if kept else None, edgecolor="white", height=0.7)
+            left += numbers
+        text = " + ".join(f"{part} {numbers:,}" for part, numbers in parts.items())
+        ax.annotate(text, (left, y), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set(xlim=(0, 1.5 * max(totals)), ylim=(len(rows) - 0.4, -0.6), xlabel="numbers per token and layer")
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+    ax.grid(visible=False, axis="y")
     return picture
 
 
@@ -82,8 +107,8 @@ def decode_cost(
         for i, (name, values) in enumerate(series.items()):
             a.plot(context, values, LINES[i % 4], color=COLOURS[i % 7], label=name, linewidth=3.2 - 0.7 * i)
         a.set(title=title, xlabel="tokens in the cache", xscale="log", yscale="log")
+        a.legend()
     ax[0].set_ylabel("per token and layer")
-    ax[0].legend()
     return picture
 
 
@@ -91,23 +116,25 @@ def decode_cost(
 def cache_of_models(
     models: Mapping[str, float], context: int, memory_gb: float = 80.0, marked: Sequence[str] = ()
 ) -> Picture:
-    """Cache of one sequence at a context length, one bar a model, on a logarithmic axis with a line at the memory.
+    """Cache of one sequence at a context length, one row a model, on a logarithmic axis with a line at the memory.
 
     Args:
         models: name -> bytes per token, over all layers.
         context: tokens in the sequence.
         memory_gb: where the line stands (GB, 10^9 bytes).
-        marked: names drawn in the second colour and hatched: the ones that the reader moves.
+        marked: names drawn as squares in the second colour: the ones that the reader moves.
     """
     sizes = [b * context / 1e9 for b in models.values()]
     listed = ", ".join(f"{name} {size:.3g} GB" for name, size in zip(models, sizes, strict=True))
     picture, ax = axes(f"Cache of {context:,} tokens: {listed}", height=0.9 + 0.3 * len(models))
-    for y, (name, size) in enumerate(zip(models, sizes, strict=True)):
-        moved = name in marked
-        ax.barh(y, size, color=ORANGE if moved else BLUE, hatch="//" if moved else None, edgecolor="white", height=0.72)
-        ax.annotate(f"{size:.3g} GB", (size, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
     ax.axvline(memory_gb, color=GREY, linewidth=1)
     ax.annotate(f"{memory_gb:g} GB of memory", (memory_gb, -0.9), (3, 0), textcoords="offset points", color=GREY)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    for y, (name, size) in enumerate(zip(models, sizes, strict=True)):
+        colour, marker = (ORANGE, "s") if name in marked else (BLUE, "o")
+        ax.plot([1e-3, size], [y, y], color=colour, linewidth=2.5)
+        ax.plot(size, y, marker, color=colour, markersize=9)
+        ax.annotate(f"{size:.3g} GB", (size, y), (9, 0), "data", "offset points", va="center", fontsize=9, bbox=paper)
     ax.set(xscale="log", xlim=(0.01, 3000), ylim=(len(models) - 0.4, -1.1), xlabel="cache of one sequence (GB)")
     ax.set_title(f"{context:,} tokens in BF16")
     ax.set_yticks(range(len(models)), list(models))

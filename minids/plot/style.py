@@ -80,7 +80,9 @@ class Picture(Figure):
     def png(self) -> bytes:
         """The picture as PNG bytes: the same bytes for the same data and versions."""
         with style():
-            return png_of(self)
+            data = png_of(self)
+        self.set_layout_engine("none")  # laid out; a second pass would shift things by a pixel
+        return data
 
     def __repr__(self) -> str:
         return f"Picture: {self.alt or 'no description'}"

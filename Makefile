@@ -1,0 +1,59 @@
+# make lab        install once, open the course in JupyterLab
+# make test       everything: lint, types, unit tests, every notebook, the widgets in a browser
+# make check      the fast part of it, under two minutes
+# make notebooks  run all notebooks (or NB="notebooks/03_mla.ipynb") and store their outputs
+# make bench      the measurements
+#
+# make lab PYTHON=python3.12     another Python, from 3.10 to 3.13
+# make lab PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"     torch without the GPU parts (Linux)
+
+PYTHON ?= python3
+PIP_ARGS ?=
+WORKERS ?= 2
+NB ?= $(wildcard notebooks/[0-9]*.ipynb)
+
+BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
+	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
+STRIP := $(BIN)/nbstripout --keep-output --keep-count --keep-id \
+	--extra-keys "metadata.widgets metadata.language_info.version cell.metadata.execution"
+
+.PHONY: lab test check lint notebooks bench
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks/00_start.ipynb
+
+test: lint
+	$(PYTEST) tests $(wildcard notebooks/[0-9]*.ipynb) $(NBVAL)
+
+check: lint
+	$(PYTEST) tests -m "not slow and not browser"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+notebooks: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(EXECUTE) $(NB)
+	$(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True $(NB)  # pieces of a streamed text
+	$(STRIP) $(NB)
+	$(BIN)/python -m minids.ledger
+
+bench: .venv/installed-dev
+	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# Installed again when the list of what is needed has changed.
+.venv/installed: pyproject.toml requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install $(PIP_ARGS) -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: pyproject.toml requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[dev]"
+	@touch $@ .venv/installed
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("minids needs Python 3.10 to 3.13 and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" % v)'
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,143 @@
+"""How to train: every number of a run in one frozen dataclass, and the plan that turns minutes into steps.
+
+Paper: DeepSeek-V3 section 4.2 (hyper-parameters), 2.1.2 (gamma, alpha), 2.2 (lambda).
+
+    lambda      0.3, and 0.1 from the share of the run at which the learning rate starts to fall      mtp_lambda
+    gamma       until 14.3 of 14.8 T tokens, then 0                                                  gamma, gamma_off
+    alpha       1e-4                                                                                 balance_alpha
+
+Budget: `steps`, or `minutes`. A schedule needs to know how far the run is, and a clock would make every run different.
+But until the learning rate starts to fall (10 / 14.8 of the run) nothing depends on the share. So a run by minutes just
+runs that long, then counts its steps, and fixes the number of all steps once (`Plan`). From there on it is a run by
+steps: the same bits, however long the rest takes.
+
+Differs from the paper: shares count steps, not tokens (the same while the batch is constant); the peak rate, gamma,
+warm-up and average are tuned for the tiny model.
+Left out: a second phase for long contexts (12_long_context).
+Notebook: 08_pretrain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minids.corpus import FIM_RATE
+from minids.optim import BatchRamp, LRSchedule
+
+# fields that may differ when a run goes on: they do not touch the weights
+FREE = ("save_seconds", "save_every", "keep", "eval_every", "eval_rows", "export")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Set `steps` or `minutes`; the defaults suit the tiny model on a CPU.
+
+    Units: batches in sequences, seq_len in tokens, shares of the run between 0 and 1, rates as parts of `lr`.
+    Raises ValueError, with the rule, the value and the remedy.
+    """
+
+    steps: int = 0
+    minutes: int | float = 0
+    batch_size: int = 8
+    batch_start: int = 0  # with ramp_tokens: the batch grows from here to batch_size
+    ramp_tokens: int = 0
+    micro_batch: int = 0  # sequences computed at once; 0: all
+    seq_len: int = 256
+    lr: float = 3e-3
+    warmup_steps: int = 20
+    decay_start: float = 10 / 14.8
+    decay_end: float = 14.3 / 14.8
+    last_start: float = 14.633 / 14.8
+    lr_decayed: float = 0.1
+    lr_final: float = 7.3e-6 / 2.2e-4
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    moments: str = "fp32"  # AdamW's: "fp32", or the paper's "bf16"
+    precision: str = "fp32"  # of products: "bf16" (autocast) is for GPUs; most CPUs emulate it, tens of times slower
+    gamma: float = 0.01
+    gamma_off: float = 14.3 / 14.8
+    balance_alpha: float = 1e-4
+    mtp_lambda: tuple[float, float] = (0.3, 0.1)
+    ema_decay: float = 0.99
+    export: str = "model"  # what the finished model is: "model", the last weights, or "ema", their average
+    seed: int = 0
+    weights: dict[str, float] | None = None  # of the domains, as in corpus.Packed
+    fim_rate: float = FIM_RATE
+    corpus: str | None = None
+    eval_every: int = 0  # steps; 0: never
+    eval_rows: int = 16
+    save_seconds: int | float = 20
+    save_every: int = 0  # steps; 0: by save_seconds alone
+    keep: int = 2
+
+    def __post_init__(self):
+        if (self.steps > 0) == (self.minutes > 0) or self.steps < 0 or self.minutes < 0:
+            raise ValueError(
+                f"a run is limited by steps or by minutes; got steps={self.steps}, minutes={self.minutes}. "
+                "Set one of the two."
+            )
+        if self.batch_size < 1 or self.seq_len < 1 or self.micro_batch < 0:
+            raise ValueError(
+                "batch_size and seq_len are at least 1, micro_batch at least 0; "
+                f"got {self.batch_size}, {self.seq_len}, {self.micro_batch}. The course uses 8 x 256."
+            )
+        if bool(self.batch_start) != bool(self.ramp_tokens) or self.batch_start > self.batch_size:
+            raise ValueError(
+                "the batch grows from batch_start (at most batch_size) over ramp_tokens; "
+                f"got batch_start={self.batch_start}, ramp_tokens={self.ramp_tokens}. Set both, or neither."
+            )
+        if self.gamma_off < self.decay_start:
+            raise ValueError(
+                f"gamma_off comes after decay_start; got {self.gamma_off} < {self.decay_start}. "
+                "V3 has 14.3/14.8 and 10/14.8."
+            )
+        if self.export not in ("model", "ema") or (self.export == "ema" and not self.ema_decay):
+            raise ValueError(
+                f'export is "model" or, with ema_decay > 0, "ema"; got {self.export!r}, ema_decay={self.ema_decay}. '
+                "Choose one of the two."
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f'precision is "fp32" or "bf16"; got {self.precision!r}. On a CPU take "fp32".')
+        _ = self.schedule, self.ramp  # their own rules
+
+    @property
+    def schedule(self) -> LRSchedule:
+        stages = (self.decay_start, self.decay_end, self.last_start)
+        return LRSchedule(self.lr, self.warmup_steps, *stages, self.lr_decayed, self.lr_final)
+
+    @property
+    def ramp(self) -> BatchRamp:
+        return BatchRamp(self.batch_start or self.batch_size, self.batch_size, self.ramp_tokens)
+
+    @property
+    def binding(self) -> dict[str, Any]:
+        """The settings that decide the weights: a run that goes on must have the same."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE}
+
+
+@dataclass
+class Plan:
+    """The number of all steps: given, or (0) found when `fix_at` of the seconds have passed."""
+
+    total: int
+    seconds: float
+    fix_at: float
+
+    def share(self, done: int) -> float:
+        """The part of the run that `done` steps are. Before the number of all is known: 0, in the constant phase."""
+        return done / self.total if self.total else 0.0
+
+    def fix(self, done: int, elapsed: float) -> bool:
+        """True when, with this step, the number of all steps became known."""
+        if self.total or elapsed < self.fix_at * self.seconds:
+            return False
+        # the smallest total in which no step done so far comes after fix_at: a run by `steps=total` did the same
+        self.total = math.ceil(done / self.fix_at) if self.fix_at else max(done, 1)
+        return True
+
+    def expected(self, done: int, elapsed: float) -> int:
+        """The number of all steps as far as one can tell."""
+        return self.total or max(done, int(done * self.seconds / max(elapsed, 1e-9)))

@@ -1,0 +1,161 @@
+"""Pictures say what they show, leave matplotlib alone, and follow the controls beside them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from minids import plot, widgets
+from minids.plot.style import text_on
+from minids.widgets import LivePlot, explore
+
+DRAWINGS: dict[str, Callable[[], plot.Picture]] = {
+    "cache_bytes": lambda: plot.cache_bytes({"MHA": 4_194_304, "MLA": 70_272}, 4096, memory_gb=8),
+    "anatomy": lambda: plot.anatomy({"tiny": {"experts": 900, "head": 124}, "V3": {"experts": 656 * 10**9}}),
+    "curves": lambda: plot.curves({"train": [3.0, 2.0], "held out": [3.5, 2.5], "none yet": []}),
+}
+each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+@each_drawing
+def test_a_picture_is_the_same_each_time_on_solid_white_with_a_description(draw: Callable[[], plot.Picture]) -> None:
+    picture = draw()
+    image = pixels(picture.png())
+    assert picture.png() == draw().png()
+    assert (image[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and (image == 255).mean() > 0.3
+    assert len(picture.alt) > 20 and repr(picture) == f"Picture: {picture.alt}"
+    data, extra = picture._repr_mimebundle_()
+    assert data["text/plain"] == repr(picture) and extra["image/png"]["alt"] == picture.alt
+
+
+@each_drawing
+def test_drawing_changes_no_setting_and_opens_no_figure(draw: Callable[[], plot.Picture]) -> None:
+    before = dict(mpl.rcParams)
+    draw().png()
+    assert dict(mpl.rcParams) == before
+    assert pyplot.get_fignums() == []
+
+
+def test_the_reader_s_own_settings_do_not_change_a_picture() -> None:
+    plain = plot.curves({"a": [1.0, 2.0]}).png()
+    with mpl.rc_context({"axes.facecolor": "black", "font.size": 20}):
+        assert plot.curves({"a": [1.0, 2.0]}).png() == plain
+
+
+def test_text_that_the_font_lacks_is_written_as_code_points_and_draws_without_a_warning() -> None:
+    assert plot.label("a 你\n") == "a␣U+4F60⏎"
+    plot.curves({plot.label("$你 好$"): [1.0], "b": [2.0]}).png()
+
+
+def test_text_on_a_colour_is_the_one_that_can_be_read() -> None:
+    assert [text_on(c) for c in ("#000000", "#FFFFFF", "#0072B2", "#E69F00")] == [
+        "white", "black", "white", "black",
+    ]  # fmt: skip
+
+
+def draw_n(n: int = 2, name: str = "a") -> plot.Picture:
+    if n == 4:
+        raise RuntimeError("four <is> too many")
+    return plot.curves({name: list(range(n))}, title=name)
+
+
+def test_a_moved_control_redraws_the_picture() -> None:
+    explorer = explore(draw_n, n=(1, 9), name=["a", "b"])
+    seen = [explorer.png()]
+    for values in ({"n": 3}, {"name": "b"}):
+        explorer.set(**values)
+        seen.append(explorer.png())
+    assert len(set(seen)) == 3
+    assert seen[2] == draw_n(3, "b").png()
+
+
+def test_controls_start_at_the_function_s_own_defaults() -> None:
+    assert explore(draw_n, n=(1, 9), name={"first": "b", "second": "a"}).values == {"n": 2, "name": "a"}
+    assert explore(lambda n: draw_n(n), n=[3, 5, 7]).values == {"n": 3}
+
+
+def test_an_error_while_moving_is_shown_and_cleared_and_the_picture_stays() -> None:
+    explorer = explore(draw_n, n=(1, 9))
+    before, control = explorer.png(), explorer._controls["n"]
+    control.value = 4
+    assert "RuntimeError: four &lt;is&gt; too many" in explorer._trouble.value
+    assert explorer.png() == before
+    control.value = 5
+    assert explorer._trouble.value == "" and explorer.png() != before
+
+
+def test_an_error_at_the_start_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="too many"):
+        explore(draw_n, n=(4, 9))
+
+
+def test_a_saved_widget_holds_the_picture_and_a_short_text() -> None:
+    explorer = explore(draw_n, n=(1, 9), name=["a", "b"])
+    data, extra = explorer._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]) == explorer.png()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert data["text/plain"] == "Picture with controls (n = 2, name = a): Curves of loss against step: a"
+    assert extra["image/png"]["alt"] == "Curves of loss against step: a"
+
+
+def test_a_figure_of_pyplot_is_closed_after_drawing() -> None:
+    def drawn(n: int = 1) -> Any:
+        figure, ax = pyplot.subplots()
+        ax.plot([n])
+        return figure
+
+    assert len(explore(drawn, n=(1, 3)).png()) > 1000
+    assert pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("control", ["text", (1,), [], (1, 2, 3, 4), ("a", "b")])
+def test_a_control_of_another_kind_is_refused(control: object) -> None:
+    with pytest.raises(ValueError, match=r"a control is .* n is "):
+        explore(draw_n, n=control)
+
+
+def test_a_live_plot_shows_itself_at_once_and_ends_as_the_last_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    monkeypatch.setattr(widgets, "display", lambda data, metadata=None, raw=False: shown.append((data, metadata or {})))
+    with LivePlot(plot.curves, every=1000) as live:
+        assert "application/vnd.jupyter.widget-view+json" in shown[0][0]
+        for n in range(1, 9):
+            live.update({"a": list(range(n))})
+    data, extra = shown[1]
+    assert base64.b64decode(data["image/png"]) == plot.curves({"a": list(range(8))}).png()
+    assert extra["image/png"]["alt"] and "application/vnd.jupyter.widget-view+json" not in data
+
+
+def test_a_live_plot_is_redrawn_while_the_loop_runs_but_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(widgets, "display", lambda data, **_: None)
+    drawn: list[int] = []
+
+    def draw(n: int) -> plot.Picture:
+        drawn.append(n)
+        return plot.curves({"a": list(range(n))})
+
+    with LivePlot(draw, every=1000) as live:
+        for n in range(1, 9):
+            live.update(n)
+    assert drawn == [1, 8]
+
+
+def test_a_live_plot_that_is_interrupted_still_leaves_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr(widgets, "display", lambda data, **_: shown.append(data))
+    with pytest.raises(KeyboardInterrupt), LivePlot(plot.curves) as live:
+        live.update({"a": [1.0]})
+        raise KeyboardInterrupt
+    assert "image/png" in shown[-1]
