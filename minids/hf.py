@@ -45,6 +45,7 @@ from minids.config import Config
 from minids.hf_config import config_from_hf, config_to_hf
 from minids.model import Transformer
 from minids.rope import precompute_freqs_cis
+from minids.tokenizer import BOS, CHAT_TEMPLATE, END_THINK, EOS, PAD, SPECIAL, THINK, Tokenizer
 
 # ours: theirs, by the part of the name; a name's pieces are looked up in this order
 RENAMES = {
@@ -97,7 +98,7 @@ def from_hf(
 def to_hf(
     model: Transformer,
     directory: str | Path,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     dtype: torch.dtype | None = None,
     mtp: str = "apart",
 ) -> None:
@@ -125,8 +126,41 @@ def to_hf(
     else:
         (directory / MTP_FILE).unlink(missing_ok=True)
     if tokenizer is not None:
-        hf |= write_tokenizer(tokenizer, directory, cfg.max_seq_len)
-    _replace(directory / "config.json", lambda tmp: tmp.write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8"))
+        hf |= write_tokenizer(tokenizer, directory, cfg)
+    _write_json(directory / "config.json", hf)
+
+
+def write_tokenizer(tokenizer: Tokenizer, directory: Path, cfg: Config) -> dict[str, int]:
+    """tokenizer.json and its companions for `AutoTokenizer`; returns the ids that config.json names."""
+    if tokenizer.vocab_size > cfg.vocab_size:
+        raise ValueError(
+            f"a tokenizer's ids must fit the model's vocabulary of {cfg.vocab_size}; got {tokenizer.vocab_size}. "
+            "Export the model with the tokenizer that it was trained with."
+        )
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": None,
+        "additional_special_tokens": [t for t in SPECIAL if t not in (BOS, EOS, PAD, THINK, END_THINK)],
+        "chat_template": CHAT_TEMPLATE, "model_max_length": cfg.max_seq_len, "clean_up_tokenization_spaces": False,
+    }  # fmt: skip
+    _write_json(directory / "tokenizer.json", _with_start_token(json.loads(tokenizer.to_str()), tokenizer.bos))
+    _write_json(directory / "tokenizer_config.json", settings)
+    _write_json(directory / "generation_config.json", ids | {"do_sample": True, "temperature": 0.7, "top_p": 0.95})
+    return ids
+
+
+def _with_start_token(backend: dict[str, Any], bos: int) -> dict[str, Any]:
+    """As in DeepSeek's own tokenizer, plain text begins with the start token; a rendered chat brings its own."""
+    start, text = {"SpecialToken": {"id": BOS, "type_id": 0}}, [{"Sequence": {"id": i, "type_id": 0}} for i in "AB"]
+    return backend | {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, text[0]],
+            "pair": [start, text[0], start, text[1]],
+            "special_tokens": {BOS: {"id": BOS, "ids": [bos], "tokens": [BOS]}},
+        }
+    }
 
 
 def hf_names(key: str, cfg: Config, there: Iterable[str] = ()) -> list[str]:
@@ -308,6 +342,11 @@ def _read_json(path: Path, rule: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} must hold a JSON object; got {type(found).__name__}. Copy the file again.")
     return found
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    _replace(path, lambda tmp: tmp.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

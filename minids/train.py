@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from minids import checkpoint
 from minids.config import Config
-from minids.corpus import DOMAINS, Packed, eval_rows
+from minids.corpus import DOMAINS, Mixture, Packed, eval_rows
 from minids.layers import head_loss
 from minids.model import Transformer
 from minids.optim import averaged, make_optimizer
@@ -87,6 +87,8 @@ def train(
     ValueError where `out` holds a run of other settings or something else: nothing in it is touched.
     """
     out = None if out is None else Path(out)
+    if data is None:
+        Mixture("train", train_cfg.weights, train_cfg.seed, train_cfg.corpus)  # a bad corpus fails before `out` is made
     if data is None and tokenizer is None and not (out and (out / checkpoint.TOKENIZER).is_file()):
         tokenizer = default_tokenizer()
     if out is not None:
@@ -143,6 +145,7 @@ class Run:
         self.step, self.saved, self.tokens, self.history = 0, 0, 0, []
         self.started = self.saved_at = clock()
         self.named = dict(self.model.named_parameters())
+        self.load = torch.zeros(0, 0, dtype=torch.long)  # [L_moe E] of the last step, for whoever watches
 
     @property
     def done(self) -> bool:
@@ -179,6 +182,7 @@ class Run:
         # balancing without a loss: only now, so that the batch never sees its own load
         for gate, row in zip(self.model.gates(), load, strict=True):
             gate.update_bias(row, cfg.gamma if share < cfg.gamma_off else 0.0)
+        self.load = load
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.step += 1

@@ -164,15 +164,13 @@ class TalkBox(w.VBox):
 
     def __init__(self, write: Callable[[str, float, int], Iterable[str]], prompt: str, temperature: float = 0.8):
         self._write, self._seed = write, 0
-        wide, style = w.Layout(width="98%"), {"description_width": "6em"}
+        wide, style = w.Layout(width="98%"), {"description_width": "7em"}
         self._prompt = w.Textarea(value=prompt, description="prompt", rows=4, layout=wide, style=style)
         self._temperature = w.FloatSlider(
             value=temperature, min=0, max=2, step=0.1, description="temperature", style=style
         )
         self._button = w.Button(description="Go on from here", button_style="primary", tooltip="let the model write")
-        self._answer = w.Textarea(
-            description="it writes", rows=9, disabled=True, placeholder="nothing yet", layout=wide, style=style
-        )
+        self._answer = w.Textarea(description="it writes", rows=9, placeholder="nothing yet", layout=wide, style=style)
         self._button.on_click(lambda _: self.press())
         super().__init__([self._prompt, w.HBox([self._temperature, self._button]), self._answer])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +17,7 @@ from minids.hf import from_hf, hf_names, interleaved, to_hf
 from minids.hf_config import config_from_hf, config_to_hf
 from minids.model import Transformer
 from minids.mtp import shifted
+from minids.tokenizer import default_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="pip install minids[hf]")
 
@@ -232,17 +232,6 @@ def test_stacked_experts_and_shards_read_the_same(tmp_path):
         assert all(torch.equal(got[key], want[key]) for key in want)
 
 
-def test_the_older_rope_scaling_reads_like_rope_parameters(tmp_path):
-    rope = YARN | {"mscale": 1.3, "mscale_all_dim": 0.7}
-    them = theirs("DeepseekV3ForCausalLM", **V3 | {"rope_parameters": rope})
-    them.save_pretrained(tmp_path)
-    new = from_hf(tmp_path).cfg
-    edit(tmp_path, rope_parameters=None, rope_theta=rope["rope_theta"], rope_scaling={
-        "type": "yarn", **{k: v for k, v in rope.items() if k not in ("rope_type", "rope_theta")}})  # fmt: skip
-    assert from_hf(tmp_path).cfg == new
-    assert new.rope_theta == 500.0 and new.rope_factor == 4.0 and new.mscale == 1.3
-
-
 def test_bf16_files_become_fp32_unless_asked_otherwise(tmp_path):
     model = ours()
     to_hf(model, tmp_path, dtype=torch.bfloat16)
@@ -292,105 +281,6 @@ def test_mtp_weights_may_be_dropped_or_missing(tmp_path):
     assert from_hf(tmp_path).cfg == replace(SMALL, n_mtp_modules=0)
 
 
-def edit(directory: Path, **changes) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "llama"}, "model_type must be deepseek_v3 or deepseek_v2; got 'llama'"),
-        ({"attention_bias": True}, "attention_bias must be False.*got True"),
-        ({"hidden_act": "gelu"}, "hidden_act must be 'silu'.*got 'gelu'"),
-        ({"num_key_value_heads": 1}, "num_key_value_heads must be 3.*got 1"),
-        ({"moe_layer_freq": 2}, "moe_layer_freq must be 1"),
-        ({"scoring_func": "softmax"}, "scoring_func must be 'sigmoid'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "in bf16 or fp32; got .*fp8.*Dequantise.*weight_scale_inv"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, '"default" or "yarn"; got \'linear\''),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": 3.0}}, "_factor must be .*got 3.0"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate must be True; got False"),
-        ({"hidden_size": None}, "must give every size; hidden_size missing"),
-        ({"n_group": None}, "n_group missing"),
-        ({"n_group": 5}, "n_expert_groups must divide n_routed_experts"),
-        ({"num_hidden_layers": 4}, r"model.layers.3.input_layernorm.weight is missing"),
-        ({"kv_lora_rank": 17}, r"kv_a_proj_with_mqa.weight must have the shape \[25, 36\].*got \[26, 36\]"),
-        ({"model_type": "deepseek_v2", "scoring_func": None, "topk_method": "greedy"}, "norm_topk_prob must be False"),
-    ],
-)  # fmt: skip
-def test_a_config_that_cannot_be_represented_is_refused_with_its_reason(changes, message, tmp_path):
-    to_hf(ours(), tmp_path, mtp="drop")
-    edit(tmp_path, **changes)
-    with pytest.raises(ValueError, match=message):
-        from_hf(tmp_path)
-
-
-def test_damaged_directories_are_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds config.json; .*save_pretrained"):
-        from_hf(tmp_path)
-    to_hf(ours(), tmp_path)
-    weights = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(weights[:-100])
-    with pytest.raises(ValueError, match=r"whole safetensors files; got model.safetensors.*Copy it again"):
-        from_hf(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="has neither"):
-        from_hf(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json must be JSON"):
-        from_hf(tmp_path)
-
-
-def test_a_missing_tensor_and_a_missing_shard_are_named(tmp_path):
-    to_hf(ours(), tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    gone = "model.layers.1.mlp.experts.7.up_proj.weight"
-    save_file({k: v for k, v in weights.items() if k != gone}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=gone.replace(".", r"\.") + " is missing"):
-        from_hf(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    index = {"weight_map": dict.fromkeys(weights, "model-00002-of-00002.safetensors")}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002.safetensors.*missing shard"):
-        from_hf(tmp_path)
-
-
-def test_fp8_tensors_and_left_over_tensors_are_reported(tmp_path):
-    to_hf(ours(), tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file(weights | {"model.layers.0.extra": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.warns(UserWarning, match=r"1 tensors .* not used, among them model.layers.0.extra"):
-        from_hf(tmp_path)
-    key = "model.layers.0.mlp.down_proj.weight"
-    save_file(weights | {key: weights[key].to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"got F8_E4M3 in model.layers.0.mlp.down_proj.weight"):
-        from_hf(tmp_path)
-
-
-def test_models_that_the_format_cannot_hold_are_refused_before_anything_is_written(tmp_path):
-    gqa = replace(SMALL, attn="gqa", n_kv_heads=1, qk_nope_head_dim=0, qk_rope_head_dim=14)
-    for cfg, message in ((gqa, "holds MLA models; got attn='gqa'"),
-                         (replace(SMALL, score_func="softmax"), "softmax gate without normalisation")):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            to_hf(Transformer(cfg), tmp_path / "new")
-    with pytest.raises(ValueError, match="mtp is"):
-        to_hf(ours(), tmp_path / "new", mtp="somewhere")
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_failed_export_leaves_the_old_files(tmp_path, monkeypatch):
-    to_hf(ours(), tmp_path)
-    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
-
-    def full(*args):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
-        to_hf(ours(), tmp_path)
-    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
-
-
 def test_published_configs_survive_the_round_trip():
     for name in ("tiny", "v2_lite", "v2", "v3"):
         cfg = PRESETS[name]()
@@ -407,3 +297,21 @@ def test_casting_a_model_leaves_its_angles_complex(dtype):
 def test_reading_and_writing_need_no_transformers():
     code = "import sys; import minids.hf, minids.generate; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_exported_tokenizer_reads_and_renders_as_ours(tmp_path):
+    tokenizer = default_tokenizer()
+    to_hf(Transformer(tiny()), tmp_path, tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "Mia has 3 red apples.\n\n小明有 3 个苹果。\n\tdef f(x):  # a comment"
+    assert theirs(text).input_ids == tokenizer.encode(text, bos=True)
+    assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True) == text
+    said = (("system", "Be brief."), ("user", "2 + 2?"), ("assistant", "<think>easy</think>4"), ("user", "And 3 + 3?"))
+    chat = [{"role": role, "content": content} for role, content in said]
+    rendered = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert theirs(rendered, add_special_tokens=False).input_ids == tokenizer.chat(chat)
+    ids = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+    assert ids == (tokenizer.bos, tokenizer.eos, tokenizer.pad)
+    assert open_cleanly(tmp_path).generation_config.eos_token_id == tokenizer.eos
+    with pytest.raises(ValueError, match="must fit the model's vocabulary of 97"):
+        to_hf(ours(replace(SMALL, vocab_size=97)), tmp_path / "small", tokenizer)

@@ -107,7 +107,7 @@ def test_the_package_is_imported_at_the_top_of_a_file_not_inside_functions(path:
     assert [line for _, line in imports_of(path) if line in inside] == []
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted(Path(__file__).parent.glob("*.py"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_file_has_at_most_400_lines_and_says_what_it_is(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400

@@ -20,6 +20,11 @@ from minids.widgets import LivePlot, explore
 DRAWINGS: dict[str, Callable[[], plot.Picture]] = {
     "cache_bytes": lambda: plot.cache_bytes({"MHA": 4_194_304, "MLA": 70_272}, 4096, memory_gb=8),
     "anatomy": lambda: plot.anatomy({"tiny": {"experts": 900, "head": 124}, "V3": {"experts": 656 * 10**9}}),
+    "low_rank": lambda: plot.low_rank(np.random.default_rng(0).normal(size=(9, 12)).tolist(), rank=2, cut=6),
+    "quality_by_cache": lambda: plot.quality_by_cache({"latent": {2: 4.0, 8: 2.9}, "two": {2: 5.0, 8: 3.3}}, full=2.7),
+    "numbers_per_token": lambda: plot.numbers_per_token({"cached": {"c": 512, "k_R": 64}, "h": {"h": 99}}, ["cached"]),
+    "decode_cost": lambda: plot.decode_cost([16, 256], {"naive": [1, 9], "absorb": [3, 30]}, {"naive": [7, 99]}),
+    "cache_of_models": lambda: plot.cache_of_models({"V3": 70_272, "yours": 99_999}, 4096, marked=["yours"]),
     "curves": lambda: plot.curves({"train": [3.0, 2.0], "held out": [3.5, 2.5], "none yet": []}),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())

@@ -164,7 +164,7 @@ TEMPERATURE = define(
 
 
 def bits_per_byte(logits, tokens, n_bytes):
-    """Bits the model needs for one byte of a text of n_bytes: tokens [S], and the logits [S, W] at these tokens."""
+    """Bits needed for one byte of a text of n_bytes, from the logits [S, W] at its tokens [S]."""
     log_p = logits[:-1].log_softmax(-1)  # position i speaks of token i + 1
     right = log_p.gather(1, tokens[1:, None])
     return -right.sum() / math.log(2) / n_bytes
@@ -256,7 +256,7 @@ BITS_PER_BYTE = define(
 
 
 def activated_parameters(cfg):
-    """How many parameters one token touches, by the papers' convention (the embedding is not counted)."""
+    """How many parameters one token touches; the embedding is not counted."""
     p = costs.params(cfg)
     resting = cfg.n_routed_experts - cfg.n_activated_experts
     return p.total - p.embedding - cfg.n_moe_layers * resting * costs.expert_params(cfg)

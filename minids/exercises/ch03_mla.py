@@ -296,7 +296,7 @@ UP_PROJECTIONS = define(
 
 
 def absorbed_step(q_nope, q_pe, kv, w_uk, w_uv, scale):
-    """One decoded token: q_nope [B H N], q_pe [B H R], kv [B T C+R], w_uk [H N C], w_uv [H V C] -> [B H V]."""
+    """One new token, all heads, T cached rows: [B H V]."""
     C = w_uk.shape[-1]
     q_c = torch.einsum("bhn,hnc->bhc", q_nope, w_uk)
     scores = torch.einsum("bhk,btk->bht", torch.cat([q_c, q_pe], -1), kv) * scale

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from minids.config import Config, preset
+from minids.corpus import Packed
 from minids.model import Transformer
 from minids.recipe import TrainConfig
 from minids.tokenizer import default_tokenizer
@@ -46,7 +47,7 @@ def key(row: dict[str, Any]) -> tuple:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The runs so far. A last line that a kill cut short is left out."""
+    """The runs so far. Empty lines, and one that a kill cut short, are left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace, series: str, arm: str, seed: int, budget: floa
     row |= {"steps": last["step"], "tokens": last["tokens"], "seconds": last["seconds"], "max_vio": last["max_vio"]}
     row["parameters"] = sum(p.numel() for p in Transformer(model_cfg).parameters())
     with open(args.out, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write("\n" + json.dumps(row) + "\n")  # the first line break ends a line that a kill cut short
     done.append(row)
 
 
@@ -108,6 +109,7 @@ def table(rows: list[dict[str, Any]], arms: list[str]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
+    Packed(default_tokenizer(), 256).batch(1)  # reads the corpus once, so that the first arm does not pay for it
     done = read(args.out)
     # seeds outside, arms inside: what is there after an interruption compares all arms
     for seed in range(args.seeds):

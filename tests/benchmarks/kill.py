@@ -2,8 +2,9 @@
 
     python tests/benchmarks/kill.py --minutes 1 --kills 20
 
-Prints one row a kill (when it fell, what was on the disk) and whether the weights are the same. The run by minutes fixes its
-number of steps itself; the rival is a run by that number of steps. The kill is SIGKILL: nothing can catch it.
+Prints one row a kill (when it fell, what was on the disk) and whether the weights are the same. The run by minutes
+fixes its number of steps itself; the rival is a run by that number of steps. The kill is SIGKILL: nothing can catch it.
+Do not edit the package meanwhile: a process that goes on with other code ends with other bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import torch
 
 from minids import checkpoint
 from minids.config import Config, tiny
+from minids.corpus import Packed
 from minids.recipe import TrainConfig
+from minids.tokenizer import default_tokenizer
 from minids.train import train
 
 
@@ -34,26 +37,34 @@ def settings(args: argparse.Namespace, steps: int = 0) -> tuple[Config, TrainCon
 
 
 def child(args: argparse.Namespace) -> None:
-    """The process that gets killed."""
+    """The process that gets killed. It says when its first step is done."""
     torch.set_num_threads(1)
-    train(*settings(args), Path(args.child), progress=False)
+    Packed(default_tokenizer(), 128).batch(1)  # reads the corpus now: the kills shall fall into training and saving
+    said = []
+    train(*settings(args), Path(args.child), progress=False, on_step=lambda r: said or said.append(print(flush=True)))
 
 
 def start(args: argparse.Namespace, out: Path) -> subprocess.Popen:
     command = [sys.executable, __file__, "--child", str(out), "--minutes", str(args.minutes)]
-    return subprocess.Popen([*command, "--save-seconds", str(args.save_seconds)])
+    return subprocess.Popen([*command, "--save-seconds", str(args.save_seconds)], stdout=subprocess.PIPE)
 
 
-def kill_once(args: argparse.Namespace, out: Path, wait: float) -> tuple[str, str]:
-    """(what was on the disk after the kill, the step that is safe). Every checkpoint that is there must load."""
+def kill_once(args: argparse.Namespace, out: Path, early: bool, wait: float) -> tuple[str, str]:
+    """(what was on the disk after the kill, the step that is safe). Every checkpoint that is there must load.
+
+    The kill falls `wait` seconds after the start (`early`: the run is being made or read) or after the first step.
+    """
     process = start(args, out)
+    assert process.stdout
+    if not early:
+        process.stdout.readline()
     try:
         process.wait(wait)
         found = "ended by itself"
     except subprocess.TimeoutExpired:
         process.kill()
         found = "killed"
-    process.wait()
+    process.communicate()
     left = [p.name for p in out.glob("*.tmp")] if out.is_dir() else []
     for path in checkpoint.checkpoints(out):
         checkpoint.load(path)
@@ -81,11 +92,13 @@ def main(args: argparse.Namespace) -> int:
     home, rng = Path(tempfile.mkdtemp(prefix="minids-kill-")), random.Random(args.seed)
     killed, whole = home / "killed", home / "whole"
     begin = time.perf_counter()
-    print("| kill | after s | on the disk | safe |\n|---|---|---|---|")
+    print("| kill | seconds after | on the disk | safe |\n|---|---|---|---|")
     for number in range(1, args.kills + 1):
-        wait = rng.uniform(0, args.startup + 2 * 60 * args.minutes / args.kills)
-        print(f"| {number} | {wait:.1f} | {' | '.join(kill_once(args, killed, wait))} |", flush=True)
-    start(args, killed).wait()
+        early = number % 4 == 0
+        wait = rng.uniform(0, 5 if early else 2 * 60 * args.minutes / args.kills)
+        found, safe = kill_once(args, killed, early, wait)
+        print(f"| {number} | {wait:.1f} {'start' if early else 'first step'} | {found} | {safe} |", flush=True)
+    start(args, killed).communicate()
     torch.set_num_threads(1)
     total = checkpoint.read_json(checkpoint.checkpoints(killed)[-1] / checkpoint.STATE, "a run")["total_steps"]
     train(*settings(args, total), whole, progress=False)
@@ -105,7 +118,6 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--save-seconds", type=float, default=1.0)
-    parser.add_argument("--startup", type=float, default=8.0, help="seconds that a process needs before its first step")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.exit(child(arguments) if arguments.child else main(arguments))

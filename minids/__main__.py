@@ -1,0 +1,7 @@
+"""`python -m minids` is the command `minids`."""
+
+import sys
+
+from minids.cli import main
+
+sys.exit(main())
