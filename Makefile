@@ -5,7 +5,7 @@
 # make bench      the measurements
 #
 # make lab PYTHON=python3.12     another Python, from 3.10 to 3.13
-# make lab PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"     torch without the GPU parts (Linux)
+# make lab PIP_ARGS="..."        options for pip, for instance the CPU index that pytorch.org names (Linux)
 
 PYTHON ?= python3
 PIP_ARGS ?=

@@ -63,6 +63,7 @@ def config_from_hf(hf: dict[str, Any], n_mtp_modules: int = 0) -> Config:
         n_mtp_modules=n_mtp_modules,
         norm_eps=hf.get("rms_norm_eps", 1e-6),
         init_std=hf.get("initializer_range", 0.02),
+        embed_std=hf.get("embed_std", hf.get("initializer_range", 0.02)),  # ours; others draw all alike
         **_rope_from_hf(hf),
     )
     _check_yarn(_rope(hf), cfg)
@@ -157,6 +158,7 @@ def config_to_hf(cfg: Config, dtype: torch.dtype = torch.float32, n_mtp_modules:
         "num_nextn_predict_layers": n_mtp_modules,
         "rms_norm_eps": cfg.norm_eps,
         "initializer_range": cfg.init_std,
+        "embed_std": cfg.embed_std,
         "rope_theta": cfg.rope_theta,
         "rope_scaling": _rope_to_hf(cfg),
         "hidden_act": "silu",

@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DeepSeek-V3 of any size. Weights are drawn from N(0, init_std) by `generator`; the same seed gives the same
+    """DeepSeek-V3 of any size. Weights are drawn by `generator`; the same seed gives the same
     model."""
 
     def __init__(self, cfg: Config, generator: torch.Generator | None = None):
@@ -88,8 +88,9 @@ class Transformer(nn.Module):
         at 0."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Experts, Gate)):
+                std = self.cfg.embed_std if module is self.embed else self.cfg.init_std
                 for p in module.parameters(recurse=False):
-                    p.normal_(0.0, self.cfg.init_std, generator=generator)
+                    p.normal_(0.0, std, generator=generator)
 
     def _apply(self, fn, recurse=True):
         """What `to` does to each tensor; the angles move but are never cast: complex to real would drop the sines."""

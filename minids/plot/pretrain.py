@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,8 @@ def live_run(
         marks: name -> step: level lines of time, such as the start of the decay.
     """
     alt = "A run: its losses, the share of each expert of one layer at every step, and a text sampled from the model"
-    picture, ax = axes(alt, 2, 1, height=4.9)
-    left, right = _split(picture, ax)
+    picture, ax = axes(alt, 2, 2, height=4.3, height_ratios=(2.6, 1), width_ratios=(1, 1.15))
+    (left, right), below = ax[0], _joined(picture, ax[1])
     steps = max((len(v) for v in losses.values()), default=0)
     end = max(total, steps, 2)
     for i, (name, values) in enumerate(losses.items()):
@@ -70,22 +71,24 @@ def live_run(
     left.set(title=f"loss after {steps} of {end} steps", xlabel="step", ylabel="nats per token", xlim=(1, end))
     left.legend(loc="lower left")
     _load_map(picture, right, loads, end)
-    ax[1].axis("off")
     text = "".join(ch if ch in " \n" else label(ch) for ch in sample)
-    lines = [piece for line in text.splitlines() for piece in textwrap.wrap(line, 100) or [""]]
-    ax[1].text(0, 1.0, "the model writes:\n" + "\n".join(lines[:8]), va="top", fontsize=9.5, linespacing=1.35)
+    lines = [piece for line in text.splitlines() for piece in textwrap.wrap(line, 92) or [""]]
+    words = "the model writes:\n" + "\n".join(lines[:5])
+    below.text(0, 1.0, words, va="top", fontsize=9.5, linespacing=1.35, in_layout=False)
     return picture
 
 
-def _split(picture: Picture, ax: np.ndarray) -> tuple:
-    """The upper of two rows cut in two; the lower one keeps a third of the height."""
-    grid = picture.add_gridspec(2, 2, height_ratios=(2.1, 1), width_ratios=(1.15, 1))
-    ax[0].remove()
-    ax[1].set_subplotspec(grid[1, :])
-    return picture.add_subplot(grid[0, 0]), picture.add_subplot(grid[0, 1])
+def _joined(picture: Picture, row: np.ndarray) -> Any:
+    """One empty place where a row of axes was."""
+    grid, number = row[0].get_gridspec(), row[0].get_subplotspec().rowspan.start
+    for a in row:
+        a.remove()
+    place = picture.add_subplot(grid[number, :])
+    place.axis("off")
+    return place
 
 
-def _load_map(picture: Picture, ax, loads: Sequence[Sequence[float]], end: int) -> None:
+def _load_map(picture: Picture, ax: Any, loads: Sequence[Sequence[float]], end: int) -> None:
     shares = np.asarray(loads, dtype=float).T if len(loads) else np.zeros((1, 1))
     shares = shares / np.maximum(shares.mean(0, keepdims=True), 1e-9)
     E, n = shares.shape
