@@ -214,7 +214,6 @@ def _stream(run: Iterator[list[int]], stop_ids: Collection[int], max_new_tokens:
     return result.reason
 
 
-@torch.inference_mode()
 def _run(
     model: Transformer,
     prompt: Int[Tensor, "B S"],
@@ -231,15 +230,23 @@ def _run(
     # many queries: rebuilding k and v once is cheaper than absorbing W_UK into each of them
     tokens, form = prompt, "latent" if impl == "absorb" else impl
     for _ in range(steps):
-        h, _ = model.hidden(tokens, cache, form)
-        logits = model.head(h[:, -1]).float()  # [B W]
-        if counts is not None:
-            logits = penalised(logits, counts, how.frequency_penalty)
-        tokens = draw(logits, how.temperature, how.top_p, generator)[:, None]
-        if counts is not None:
-            counts.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=counts.dtype))
-        yield tokens[:, 0].tolist()
-        form = impl
+        # within a step and not around the loop: the caller's own mode holds while it handles the token
+        with torch.inference_mode():
+            h, _ = model.hidden(tokens, cache, form)
+            token = _next(model.head(h[:, -1]).float(), counts, how, generator)  # [B]
+        yield token.tolist()
+        tokens, form = token[:, None], impl
+
+
+def _next(
+    logits: Float[Tensor, "B W"], counts: Float[Tensor, "B W"] | None, how: Sampling, generator: torch.Generator | None
+) -> Int[Tensor, "B"]:
+    """Draw a token for each row, and count it where a penalty asks for that."""
+    if counts is None:
+        return draw(logits, how.temperature, how.top_p, generator)
+    token = draw(penalised(logits, counts, how.frequency_penalty), how.temperature, how.top_p, generator)
+    counts.scatter_add_(1, token[:, None], torch.ones_like(logits[:, :1]))
+    return token
 
 
 def _rows(ids: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> tuple[list[list[int]], bool]:

@@ -203,6 +203,24 @@ def test_a_stream_left_open_leaves_gradients_of_its_caller_alone(model):
     next(run)
 
 
+def test_generation_builds_no_graph(model, monkeypatch):
+    modes, forward = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *a: (modes.append(torch.is_inference_mode_enabled()), forward(*a))[1])
+    generate(model, PROMPT, 3)
+    assert modes == [True] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("T", [1, 5, 40])
+def test_the_three_ways_to_run_the_experts_are_one_function(model, T):
+    moe = model.layers[1].ffn
+    x = torch.randn(T, CFG.dim)
+    weights, indices, _ = moe.gate(x)
+    want = moe.experts.sorted(x, weights, indices)
+    for way in (moe.experts.gathered, moe.experts.every, moe.experts):
+        torch.testing.assert_close(way(x, weights, indices), want)
+
+
 def test_an_interrupted_generation_leaves_the_model_as_it_was(model, monkeypatch):
     before = generate(model, PROMPT, 6, temperature=0)
     forward, calls = model.hidden, []

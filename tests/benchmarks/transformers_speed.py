@@ -239,10 +239,12 @@ def cache_table(directory: Path, model: Transformer) -> None:
 
 def info_v3() -> None:
     """`minids info v3` in a process of its own, for its peak memory."""
+    # VmHWM and not ru_maxrss: the latter starts at the size of the process that forks
     code = (
-        "import resource, sys, time; start = time.perf_counter(); from minids.cli import main; main(['info', 'v3']);"
-        "wall = time.perf_counter() - start; peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024;"
-        "print(f'{wall:.1f} s ({time.process_time():.1f} s of CPU), peak {peak:.0f} MB', file=sys.stderr)"
+        "import pathlib, sys, time; start = time.perf_counter(); from minids.cli import main; main(['info', 'v3']);"
+        "wall, status = time.perf_counter() - start, pathlib.Path('/proc/self/status');"
+        "peak = status.read_text().split('VmHWM:')[1].split()[0] if status.exists() else 'nan';"
+        "print(f'{wall:.1f} s ({time.process_time():.1f} s of CPU), peak {float(peak) / 1024:.0f} MB', file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     print(f"\n### `minids info v3`, the 671 B model on the meta device\n\n{done.stderr.strip().splitlines()[-1]}")
