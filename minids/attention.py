@@ -24,8 +24,7 @@ from minids.rope import apply_rotary_emb
 
 
 class KVCache:
-    """Keys and values of one layer, in buffers of full length: [B, T_max, heads, width] each; `length` tokens are
-    filled."""
+    """Keys and values of one layer in buffers of full length, [B, T_max, heads, width]; `length` tokens are filled."""
 
     def __init__(self, batch: int, max_len: int, heads: int, k_dim: int, v_dim: int, device=None, dtype=None):
         self.k = torch.empty(batch, max_len, heads, k_dim, device=device, dtype=dtype)
@@ -93,8 +92,7 @@ class GQA(nn.Module):
 def attend(
     q: Float[Tensor, "B S H Dk"], k: Float[Tensor, "B T Hk Dk"], v: Float[Tensor, "B T Hk Dv"], scale: float
 ) -> Float[Tensor, "B S H Dv"]:
-    """softmax(scale q k^T) v, causal, the queries being the last S of the T positions; heads of k and v may be
-    shared."""
+    """softmax(scale q k^T) v, causal, the queries at the last S of T positions; heads of k and v may be shared."""
     S, T = q.shape[1], k.shape[1]
     mask = None if S in (1, T) else causal_mask(S, T, q.device)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B H S D]

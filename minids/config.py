@@ -2,14 +2,15 @@
 
 Paper: DeepSeek-V3 technical report (arXiv 2412.19437) section 4.2; DeepSeek-V2 (arXiv 2405.04434) section 3.1.2 and
 appendix B.
+
 The field names are those of DeepSeek's own inference code, so that you can read it next. Sizes that belong together:
 
     attention   q = n_heads x (qk_nope_head_dim + qk_rope_head_dim),  v = n_heads x v_head_dim
     cache       kv_lora_rank + qk_rope_head_dim values per token and layer, whatever n_heads is
     experts     the first n_dense_layers layers have one FFN of inter_dim; the others have n_shared_experts (always on)
                 and n_routed_experts of moe_inter_dim, of which n_activated_experts answer for a token
-    groups      the routed experts sit in n_expert_groups equal groups (a group is a node); a token may use
-    n_limited_groups of them
+    groups      the routed experts sit in n_expert_groups equal groups (a group is a node);
+                a token may use n_limited_groups of them
 
 Differs from the paper: `attn="gqa"` swaps MLA for grouped-query attention, so that a dense baseline is the same class;
 the tiny presets' sizes are ours, and their first weights: at dim 128 an embedding as narrow as the other matrices
@@ -180,8 +181,7 @@ def tiny() -> Config:
 
 
 def v2_lite() -> Config:
-    """DeepSeek-V2-Lite, 15.7 B (arXiv 2405.04434, appendix B): no query compression, softmax gate, two shared
-    experts."""
+    """DeepSeek-V2-Lite, 15.7 B (arXiv 2405.04434, appendix B): no query compression, softmax gate, 2 shared experts."""
     return Config(
         vocab_size=102400, dim=2048, n_layers=27, n_dense_layers=1, inter_dim=10944, n_heads=16,
         moe_inter_dim=1408, n_routed_experts=64, n_shared_experts=2, n_activated_experts=6,
@@ -211,8 +211,7 @@ def v3() -> Config:
 
 
 def dense_active() -> Config:
-    """A dense MHA model with about the parameters that `tiny` activates for a token: the fair rival at equal
-    compute."""
+    """A dense MHA model of about the parameters that `tiny` activates a token: the rival at equal compute."""
     return replace(_dense_twin(), inter_dim=320)
 
 

@@ -1,21 +1,18 @@
-"""What a model costs, counted from its config alone: parameters, cache bytes, floating-point operations, GPU hours,
-dollars.
+"""What a model costs, counted from its config alone: parameters, cache bytes, operations, GPU hours, dollars.
 
 Paper: DeepSeek-V3 section 4.2 (671 B, 37 B activated), table 1 (GPU hours and dollars); DeepSeek-V2 table 1 (cache);
 arXiv 2505.09343 table 1.
 
     parameters   every weight and the gates' balancing biases; embedding and head are two matrices; MTP modules apart
-    activated    what one token touches: of the routed experts only K. The papers' "37 B", "21 B" and "2.4 B" all
-    leave out the input
-                 embedding (a table look-up) and keep the head: `activated`. `activated_with_embedding` adds it.
+    activated    what one token touches: of the routed experts only K. The papers' "37 B", "21 B" and "2.4 B" all leave
+                 out the input embedding (a table look-up) and keep the head: `activated`.
+                 `activated_with_embedding` adds it.
     KV cache     MLA keeps kv_lora_rank + qk_rope_head_dim values a token and layer, GQA 2 x n_kv_heads x head width
-    operations   2 a weight and token (multiply, add) for every activated matrix, and 2 (q.k) + 2 (p.v) widths a head
-    for each earlier token;
-                 training costs three times the forward pass
+    operations   2 (multiply, add) for every weight of an activated matrix; for each earlier token and head 2 a feature
+                 of q.k and of p.v; training costs three times the forward pass
 
-Differs from the paper: README_WEIGHTS.md says 36.7 B activated "including embedding and head"; the shapes give 37.55
-B that way and 36.63 B without
-the embedding. Its 11.5 B for the MTP module leaves out eh_proj; with it the module has 11.61 B.
+Differs from the paper: README_WEIGHTS.md says 36.7 B activated "including embedding and head"; the shapes give 37.55 B
+that way and 36.63 B without the embedding. Its 11.5 B for the MTP module leaves out eh_proj; with it there are 11.61 B.
 Left out: activations and optimizer memory (11_expert_parallel).
 Notebook: 00_start, 07_deepseek.
 """
@@ -32,8 +29,7 @@ DOLLARS_PER_H800_HOUR = 2.0  # the paper's assumption, not a price list
 
 @dataclass(frozen=True)
 class Params:
-    """Parameter counts of a config. `total` leaves out the MTP modules; `mtp` is what they add (embedding and head
-    are shared)."""
+    """Parameter counts of a config. `total` leaves out the MTP modules; `mtp` is what they add to it."""
 
     embedding: int
     head: int
@@ -128,8 +124,7 @@ def forward_flops_per_token(cfg: Config, context: int = 0) -> int:
 
 
 def training_flops_per_token(cfg: Config, seq_len: int) -> int:
-    """Forward and backward for one token of a row of `seq_len`, MTP modules included; a causal row looks back at half
-    of itself."""
+    """Forward and backward for one token in rows of `seq_len`, MTP included; a causal row looks back at half of it."""
     forward = forward_flops_per_token(cfg, seq_len // 2)
     mtp = 0
     if cfg.n_mtp_modules:

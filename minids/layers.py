@@ -1,12 +1,14 @@
-"""The two layers that every block repeats: RMSNorm before each part, SwiGLU as the feed-forward network.
+"""The layers that every block repeats, RMSNorm and SwiGLU, and the loss of the output head.
 
 Paper: DeepSeek-V3 section 4.2 (RMSNorm after the compressed latents too); SwiGLU is arXiv 2002.05202, RMSNorm arXiv
 1910.07467.
 
-RMSNorm divides a vector by its root mean square and scales each feature by `weight`; no mean is subtracted, there is
-no bias.
-SwiGLU lets one projection gate another:  w2(silu(w1 x) * w3 x).  Here w1 and w3 are stacked in one matrix `w13`
-(w1's rows first), so that the machine does one multiplication instead of two.
+RMSNorm divides a vector by its root mean square and scales each feature by `weight`; no mean is subtracted, there is no
+bias. SwiGLU lets one projection gate another: w2(silu(w1 x) * w3 x). Here w1 and w3 are stacked in one matrix `w13`
+(w1's rows first), so that the machine does one multiplication instead of two. `head_loss` is cross-entropy made a slice
+of rows at a time: the logits of a batch, tokens x W floats, would be the largest tensor of a small model.
+
+RMSNorm's and the loss's backward passes are written by hand; they need half the passes over memory of autograd's.
 
 Differs from the paper: nothing in the mathematics; DeepSeek's checkpoints hold w1 and w3 apart (`hf` splits and joins
 them).

@@ -6,7 +6,7 @@
     claims                                     # the last line of the cell: shown as a table
 
 A row says one of four things: `exact` (arithmetic; the number must round to the published one, or the row is refused),
-`in kind` (the same effect at tiny scale), `not seen` (looked for at this scale, not found), `not checked` (out of reach here).
+`in kind` (the same effect at tiny scale), `not seen` (looked for, not found here), `not checked` (out of reach).
 
 `python -m minids.ledger` gathers the tables of all notebooks, as their cells showed them, into notebooks/README.md.
 

@@ -10,9 +10,8 @@ Paper: DeepSeek-V3 section 2.1.1, eq. 1-11; DeepSeek-V2 (arXiv 2405.04434) secti
     u   = W_O concat_h(softmax(scale q_h k_h^T) v_h),   scale = (N + R)^-0.5 (times m^2 under YaRN)
 
 Why RoPE is decoupled: without it W_UK moves to the query's side, q_h . (W_UK_h c) = (W_UK_h^T q_h) . c, and the cache
-keeps c alone.
-A rotation between the two would forbid that; so position lives in R features of its own. Three forms of one function
-(`impl`):
+keeps c alone. A rotation between the two would forbid that; so position lives in R features of its own.
+Three forms of one function (`impl`):
 
     naive   caches every head's k and v                      H (N + R + V) values a token   V3: 40,960
     latent  caches [c | k_pe], rebuilds k and v at each step C + R                          V3: 576
@@ -20,8 +19,7 @@ A rotation between the two would forbid that; so position lives in R features of
             This is multi-query attention with keys of C + R and values of C features; the scale stays (N + R)^-0.5.
 
 Differs from the paper: nothing. The "additional scaling factors at the width bottlenecks" (section 4.2) are not
-published and
-appear in no public code, so they are not here.
+published and appear in no public code, so they are not here.
 Left out: FP8 cache (16_decode), tensor parallelism.
 Notebook: 03_mla.
 """
@@ -42,8 +40,7 @@ IMPLS = ("naive", "latent", "absorb")
 
 
 class LatentCache:
-    """One layer's [c | k_pe]: c after kv_norm, k_pe after RoPE, in one buffer [B, T_max, C + R]; `length` tokens are
-    filled."""
+    """One layer's [c | k_pe], c after kv_norm, k_pe after RoPE, in a buffer [B, T_max, C + R]; `length` are filled."""
 
     def __init__(self, batch: int, max_len: int, width: int, device=None, dtype=None):
         self.kv = torch.empty(batch, max_len, width, device=device, dtype=dtype)
@@ -145,7 +142,7 @@ class MLA(nn.Module):
         q_c = torch.bmm(q_nope.reshape(B * S, H, self.N).transpose(0, 1), w_uk).transpose(0, 1)  # [BS H C]
         q = torch.cat([q_c.reshape(B, S * H, self.C), q_pe.reshape(B, S * H, self.R)], -1)  # [B SH C+R]
         # score_j = scale (q'_h . c_j + q_pe_h . k_pe_j),  z_h = sum_j softmax_j c_j: one key head for all H queries.
-        # The values are the keys' first C features; the rest of the mix is thrown away, so that the cache is read in place
+        # The values are the keys' first C features: the cache is read in place, the rest of the mix is thrown away
         kv = kv.unsqueeze(1)  # [B 1 T C+R]
         mask = causal_mask(S, T, kv.device).repeat_interleave(H, 0) if S > 1 else None  # [SH T]
         z = F.scaled_dot_product_attention(q.unsqueeze(1), kv, kv, mask, scale=self.scale)[..., : self.C]  # [B 1 SH C]

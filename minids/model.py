@@ -3,14 +3,16 @@
 Paper: DeepSeek-V3 section 2, figure 2; sizes in section 4.2.
 
     h = embed(tokens)
-    for each block:  h = h + attn(attn_norm(h));  h = h + ffn(ffn_norm(h))     the first n_dense_layers FFNs are
-    dense, the rest MoE
+    for each block:  h = h + attn(attn_norm(h));  h = h + ffn(ffn_norm(h))
     logits = head(norm(h))
 
-One class serves every preset, from the laptop's to the 671 B one: build that on the meta device, `with
-torch.device("meta"): Transformer(v3())`,
-where tensors have shapes and no memory. Training calls `losses`, which never holds the logits of the whole batch with
-their gradient twice.
+The first `n_dense_layers` blocks have a dense FFN, the others a mixture of experts. One class serves every preset, from
+the laptop's to the 671 B one. Build that on the meta device, where tensors have shapes and no memory:
+
+    with torch.device("meta"):
+        Transformer(v3())
+
+Training calls `losses`, which never holds all logits of a batch.
 
 Differs from the paper: the baselines of the course use GQA in the same class (`cfg.attn`).
 Left out: tensor and pipeline parallelism (10_dualpipe, 11_expert_parallel), FP8 (09_fp8).
@@ -67,8 +69,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DeepSeek-V3 of any size. Weights are drawn by `generator`; the same seed gives the same
-    model."""
+    """DeepSeek-V3 of any size. Weights are drawn by `generator`; the same seed gives the same model."""
 
     def __init__(self, cfg: Config, generator: torch.Generator | None = None):
         super().__init__()
@@ -84,8 +85,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw every matrix from N(0, init_std), as the paper does with 0.006; norms start at 1, biases of the gate
-        at 0."""
+        """Draw matrices from N(0, init_std), the paper's way with 0.006, and the embedding from N(0, embed_std)."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Experts, Gate)):
                 std = self.cfg.embed_std if module is self.embed else self.cfg.init_std
@@ -139,8 +139,7 @@ class Transformer(nn.Module):
         return [m for m in self.modules() if isinstance(m, Gate)]
 
     def new_cache(self, batch: int, max_len: int | None = None, impl: str = "absorb") -> Cache:
-        """Empty caches, one a layer, for `batch` sequences of at most `max_len` tokens (default: the model's
-        context)."""
+        """Empty caches, one a layer, for `batch` sequences of at most `max_len` tokens (default: max_seq_len)."""
         max_len = max_len or self.cfg.max_seq_len
         how = (impl,) if self.cfg.attn == "mla" else ()
         return [layer.attn.new_cache(batch, max_len, *how) for layer in self.layers]  # type: ignore[union-attr,operator]

@@ -4,17 +4,16 @@ Paper: DeepSeek-V3 section 2.1.2, eq. 12; DeepSeekMoE arXiv 2401.06066.
 
     y = shared(x) + sum_k g_k E_k(x)          (the residual adds x outside)
 
-All experts' weights sit in two stacked tensors, `w13` [E 2F D] and `w2` [E D F], so that a step touches few tensors
-and an expert without
-tokens simply has a zero gradient. Two ways to run them, the same sums in a different order:
+All experts' weights sit in two stacked tensors, `w13` [E 2F D] and `w2` [E D F]: a step touches few tensors, and an
+expert without tokens simply has a zero gradient. Three ways to run them, the same sums in a different order:
 
-    sort    many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its
-    consecutive rows, then
-            put the rows back. The reads and writes are whole rows; no product is wasted.
-    gather  few tokens (decoding): fetch the chosen experts' matrices and do one batched product.
+    sorted     many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its
+               consecutive rows, put the rows back. Whole rows are read and written, no product is wasted.
+    gathered   one or two tokens (decoding): fetch the chosen experts' matrices, one batched product.
+    every      a few tokens that together need most experts: all experts on all of them, weight 0 where not chosen.
 
-The backward pass of `sort` is written by hand: autograd would build a full-size gradient of `w13` for every expert it
-cuts out.
+The backward pass of `sorted` is written by hand: autograd would build a full-size gradient of `w13` for every expert
+that it cuts out.
 
 Differs from the paper: nothing in the mathematics. The shared experts are one MLP of n_shared x F width, as in
 DeepSeek's code: the same function.
@@ -38,7 +37,7 @@ from minids.router import Gate, expert_load, sequence_balance_loss
 
 
 class Routing(NamedTuple):
-    """What a MoE layer tells about one batch; what balancing needs is computed when it is asked for, not while decoding."""
+    """What a MoE layer tells about one batch. Load and loss are computed when asked for, so decoding does not pay."""
 
     scores: Tensor  # [B S E] affinities
     indices: Tensor  # [B S K] the experts chosen
@@ -96,7 +95,7 @@ class Experts(nn.Module):
     def gathered(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
-        """One batched product with the chosen experts' own matrices: for few tokens."""
+        """One batched product with the chosen experts' own matrices: for one or two tokens."""
         T, K = indices.shape
         flat = indices.flatten()
         w13 = self.w13.index_select(0, flat).view(T, -1, x.shape[-1])  # [T K2F D]
@@ -107,7 +106,7 @@ class Experts(nn.Module):
     def every(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
-        """Every expert on every token, weight 0 where it was not chosen: for a few tokens that together need most experts."""
+        """Every expert on every token, weight 0 where not chosen: for a few tokens that together need most experts."""
         E, D, F_ = self.w2.shape
         T = len(x)
         g = weights.new_zeros(T, E).scatter_(1, indices, weights)

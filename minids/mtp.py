@@ -1,10 +1,8 @@
 """Multi-token prediction: small extra modules, one block each, that predict the token after next from the same trunk.
 
-Paper: DeepSeek-V3 section 2.2, eq. 21-25; names as in the released weights (enorm, hnorm, eh_proj, shared_head.norm
--> `norm`).
+Paper: DeepSeek-V3 section 2.2, eq. 21-25; names as in the released weights (`norm` is their shared_head.norm).
 
-Depth k at position i sees the hidden state h^(k-1)_i and the embedding of the token k ahead, and predicts the one
-after that:
+Depth k at position i sees the hidden state h^(k-1)_i and the embedding of the token k ahead; it predicts the next one:
 
     h'_i = M_k [RMSNorm(Emb(t_(i+k))) ; RMSNorm(h^(k-1)_i)]    enorm, hnorm, eh_proj     eq. 21
     h^k  = TRM_k(h'_(1..T-k))                                  block                     eq. 22
@@ -20,11 +18,9 @@ after that:
 The embedding and the head are the main model's own. At decoding the module is dropped, or drafts a token to be
 verified.
 
-Differs from the paper: the concatenation puts the embedding first, as the released weights do (eq. 21 prints the
-hidden state first;
-the same function after swapping M_k's column halves). h^0 is the trunk's output after its final norm, as
-`transformers` and vLLM take it;
-the paper does not say.
+Differs from the paper: the concatenation puts the embedding first, as the released weights do; eq. 21 prints the hidden
+state first, the same function after swapping M_k's column halves. h^0 is the trunk's output after its final norm, as
+`transformers` and vLLM take it; the paper does not say.
 Left out: masking targets across document borders (V3 packs without masks in pre-training).
 Notebook: 06_mtp.
 """
@@ -60,8 +56,7 @@ class MTP(nn.Module):
         cache=None,
         impl: str = "naive",
     ):
-        """(h^k [B S D] ready for the shared head, the block's routing): `emb` is the embedding of the token k ahead
-        of h's."""
+        """(h^k [B S D] ready for the shared head, the block's routing); `emb` embeds the token k ahead of h's."""
         # eq. 21
         x = self.eh_proj(torch.cat([self.enorm(emb), self.hnorm(h)], -1))
         # eq. 22

@@ -1,12 +1,10 @@
-"""RoPE turns each pair of features by an angle that grows with the position; YaRN bends the angles to reach longer
-contexts.
+"""RoPE turns pairs of features by an angle that grows with the position; YaRN bends the angles for longer contexts.
 
 Paper: RoPE arXiv 2104.09864; YaRN arXiv 2309.00071; their use in DeepSeek-V3 sections 2.1.1 (eq. 3 and 8) and 4.3.
 
-Pair i of R features turns at f_i = theta^(-2i/R) radians a token. A dot product of a query turned by its position s
-and a key
-turned by t depends on s - t alone: that is the point. Position s multiplies the pair, read as one complex number, by
-exp(i s f_i); `freqs_cis[s, i]` holds that number.
+Pair i of R features turns at f_i = theta^(-2i/R) radians a token. A dot product of a query turned by its position s and
+a key turned by t depends on s - t alone: that is the point. Position s multiplies the pair, read as one complex number,
+by exp(i s f_i); `freqs_cis[s, i]` holds that number.
 
 YaRN with factor s (`rope_factor`) over the trained length L0 (`original_seq_len`):
     corr(r) = R ln(L0 / (2 pi r)) / (2 ln theta)       the pair that makes r turns within L0
@@ -16,9 +14,8 @@ YaRN with factor s (`rope_factor`) over the trained length L0 (`original_seq_len
 and a temperature: the softmax scale is multiplied by m^2, m = 0.1 mscale_all_dim ln s + 1 (`softmax_mscale`).
 For V3 (R 64, L0 4096, s 40): low 10, high 23, m^2 = 1.8738542.
 
-Differs from the paper: nothing; where papers are silent we do what `transformers` does (frequencies bent at every
-length,
-high clamped at R - 1, cos and sin multiplied by mscale / mscale_all_dim's ratio, which is 1 for V3).
+Differs from the paper: nothing; where papers are silent we do what `transformers` does: frequencies bent at every
+length, high clamped at R - 1, cos and sin multiplied by the ratio of mscale to mscale_all_dim, which is 1 for V3.
 Left out: the other scalings (linear, dynamic NTK).
 Notebook: 02_attention (RoPE), 12_long_context (YaRN).
 """

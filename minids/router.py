@@ -1,17 +1,16 @@
 """The gate: which K of E experts answer for a token, with which weights, and what keeps all experts busy.
 
-Paper: DeepSeek-V3 section 2.1.2 (eq. 13-20); the bias is from arXiv 2408.15664, Algorithm 1; V2's gate is arXiv
+Paper: DeepSeek-V3 section 2.1.2 (eq. 13-20); the bias is Algorithm 1 of arXiv 2408.15664; V2's gate is arXiv
 2405.04434 section 2.2.
 
-    1 s  = sigmoid(W_g x)          affinity of each expert, in fp32                       scores   [T E]
-    2 s' = s + b                   the balancing bias is added for CHOOSING only
+    1 s  = sigmoid(W_g x)     affinity of each expert, in fp32                                    scores   [T E]
+    2 s' = s + b              the balancing bias is added for CHOOSING only
     3 a group's score is the sum of its two largest s'; the best `n_limited_groups` groups stay, the others become -inf
-    4 the K largest s' that remain are the token's experts                                indices  [T K]
-    5 g  = s[indices]              the ORIGINAL scores; divided by their sum, then times `route_scale`    weights  [T K]
+    4 the K largest s' that remain are the token's experts                                        indices  [T K]
+    5 g  = s[indices]         the ORIGINAL scores; divided by their sum, then times `route_scale` weights  [T K]
 
-Balancing without a loss: after each optimizer step an expert that got more than the mean load loses gamma of bias,
-one that got
-less gains gamma (`Gate.update_bias`). The whole batch's load counts. No gradient passes through b.
+Balancing without a loss: after each optimizer step an expert that got more than the mean load loses gamma of bias, one
+that got less gains gamma (`Gate.update_bias`). The whole batch's load counts. No gradient passes through b.
 A weak sequence-wise loss (eq. 17-20, alpha 1e-4) guards against a single sequence that leans on few experts
 (`sequence_balance_loss`).
 
@@ -75,8 +74,7 @@ class Gate(nn.Module):
 
 
 def limit_groups(s: Float[Tensor, "T E"], groups: int, keep: int, best: int = 2) -> Float[Tensor, "T E"]:
-    """Scores with all but the `keep` best of `groups` equal, contiguous groups at -inf. A group's score: the sum of
-    its `best` largest."""
+    """-inf in all but the `keep` best of `groups` contiguous groups, which score by the sum of their `best` largest."""
     T, E = s.shape
     grouped = s.view(T, groups, E // groups)
     group_scores = grouped.topk(best, dim=-1).values.sum(-1)  # [T G]

@@ -160,3 +160,10 @@ def test_a_planted_fault_is_found(message: str) -> None:
 
 def test_a_notebook_that_is_too_large_is_found() -> None:
     assert any("fewer or smaller pictures" in fault for fault in faults(good_notebook(), MOST_BYTES + 1))
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_link_to_a_chapter_leads_to_one_that_is_there(path: Path) -> None:
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    missing = [name for name in re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text) if not (NOTEBOOKS / name).exists()]
+    assert missing == [], "name a chapter that is only planned, without a link"
