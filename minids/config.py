@@ -13,9 +13,9 @@ The field names are those of DeepSeek's own inference code, so that you can read
                 a token may use n_limited_groups of them
 
 Differs from the paper: `attn="gqa"` swaps MLA for grouped-query attention, so that a dense baseline is the same class;
-the tiny presets' sizes are ours, and their first weights: at dim 128 an embedding as narrow as the other matrices
-drowns in what the first blocks add to it, so the table is drawn wider (`embed_std` 0.3: after 80 steps the loss was
-0.3 nats lower).
+the tiny presets' sizes are ours. Their first weights follow the paper's rule scaled with the width, 0.006 x
+sqrt(7168 / 128) = 0.045, but for the embedding: as narrow as that, a token's own vector drowns in what the first blocks
+add to it, so the table is drawn wider (`embed_std` 0.3).
 Left out: attention biases (the paper has none), tied embeddings (the paper unties them).
 Notebook: 07_deepseek counts these presets; 00_start moves from tiny to v3.
 """
@@ -176,7 +176,7 @@ def tiny() -> Config:
         q_lora_rank=64, kv_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
         moe_inter_dim=64, n_routed_experts=16, n_shared_experts=1, n_activated_experts=4,
         n_expert_groups=4, n_limited_groups=2, n_mtp_modules=1,
-        init_std=0.02, embed_std=0.3, max_seq_len=1024, original_seq_len=1024,
+        init_std=0.045, embed_std=0.3, max_seq_len=1024, original_seq_len=1024,
     )  # fmt: skip
 
 

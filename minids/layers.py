@@ -86,7 +86,16 @@ def head_loss(
     Logits are made and used a slice of rows at a time, forward and backward in one go, so that W x tokens floats are
     never held.
     """
-    return _HeadLoss.apply(h.reshape(-1, h.shape[-1]), weight, targets.reshape(-1))
+    h, weight = as_autocast(h.reshape(-1, h.shape[-1]), weight)
+    return _HeadLoss.apply(h, weight, targets.reshape(-1))
+
+
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as torch.autocast would hand them to a matrix product: for functions that it does not know."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
 class _HeadLoss(torch.autograd.Function):

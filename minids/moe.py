@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from minids.config import Config
-from minids.layers import MLP
+from minids.layers import MLP, as_autocast
 from minids.router import Gate, expert_load, sequence_balance_loss
 
 
@@ -120,7 +120,7 @@ class Experts(nn.Module):
         """Rows ordered by expert, one product per expert, rows put back: for many tokens."""
         order = indices.flatten().argsort(stable=True)  # the T K pairs, by expert
         counts = expert_load(indices, self.w13.shape[0]).tolist()
-        return _SortedExperts.apply(x, self.w13, self.w2, weights, order, counts)
+        return _SortedExperts.apply(*as_autocast(x, self.w13, self.w2, weights), order, counts)
 
 
 class _SortedExperts(torch.autograd.Function):

@@ -44,7 +44,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"], Float[Tensor, "T E"]]:
         """(weights, indices, scores): the order of a token's K experts is unspecified."""
-        logits = F.linear(x.float(), self.weight.float()) if x.dtype.itemsize < 4 else F.linear(x, self.weight)
+        with torch.autocast(x.device.type, enabled=False):  # choosing experts is too delicate for BF16
+            logits = F.linear(x.float(), self.weight.float()) if x.dtype.itemsize < 4 else F.linear(x, self.weight)
         scores = logits.sigmoid() if self.cfg.score_func == "sigmoid" else logits.softmax(-1)
         indices = self.choose(scores.detach())
         # g_i = s_i / sum_j s_j * route_scale, over the chosen, without the bias

@@ -68,6 +68,20 @@ def test_every_parameter_gets_a_gradient(model):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
+def test_under_bf16_autocast_losses_and_gradients_stay_close_and_the_gate_chooses_in_fp32(model):
+    model.train()
+    tokens = torch.randint(0, 61, (4, 33))
+    want = model.losses(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.losses(tokens)
+        assert model.layers[1].ffn.gate(torch.randn(3, 128))[2].dtype == torch.float32
+    torch.testing.assert_close(got.main, want.main, atol=0.01, rtol=0)
+    torch.testing.assert_close(got.mtp, want.mtp, atol=0.01, rtol=0)
+    head = model.head.weight
+    (a,), (b,) = torch.autograd.grad(got.main, head), torch.autograd.grad(want.main, head)
+    assert (a - b).norm() < 0.03 * b.norm()  # BF16 keeps 8 bits
+
+
 def test_a_context_longer_than_the_models_is_refused_with_both_numbers(model):
     with pytest.raises(ValueError, match=r"max_seq_len = 40; got 0 \+ 41 = 41 tokens.*YaRN"):
         model(torch.zeros(1, 41, dtype=torch.long))

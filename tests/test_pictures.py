@@ -25,6 +25,11 @@ DRAWINGS: dict[str, Callable[[], plot.Picture]] = {
     "numbers_per_token": lambda: plot.numbers_per_token({"cached": {"c": 512, "k_R": 64}, "h": {"h": 99}}, ["cached"]),
     "decode_cost": lambda: plot.decode_cost([16, 256], {"naive": [1, 9], "absorb": [3, 30]}, {"naive": [7, 99]}),
     "cache_of_models": lambda: plot.cache_of_models({"V3": 70_272, "yours": 99_999}, 4096, marked=["yours"]),
+    "schedule": lambda: plot.schedule([0.0, 1.0, 2.0], [0.0, 0.003, 0.001], [4, 8, 8], "T tokens", "7 steps"),
+    "live_run": lambda: plot.live_run({"main": [7.0, 6.0]}, [[1, 2, 3], [2, 2, 2]], "Mia 你", 5, {"falls": 3}),
+    "live_run at its start": lambda: plot.live_run({"main": []}, []),
+    "race": lambda: plot.race({"a": [([3.0, 2.0, 1.5], [1.0, 2.0, 3.0])], "b": [([4.0, 3.0], [1.5, 3.0])]}, 64, 2),
+    "spike": lambda: plot.spike({"raw": [1.0, 0.4, 0.2], "clipped": [1.0, 1.0, 1.0]}, at=2),
     "curves": lambda: plot.curves({"train": [3.0, 2.0], "held out": [3.5, 2.5], "none yet": []}),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
