@@ -74,7 +74,8 @@ def same_weights(a: Transformer, b: Transformer) -> bool:
 
 def test_training_learns_to_count():
     history = fit(dataclasses.replace(SHORT, steps=80, lr=1e-2)).history
-    assert history[0]["main"] == pytest.approx(math.log(37), abs=0.05)
+    # an untrained model guesses nearly uniformly: logits of deviation s = 0.045 sqrt(128) add about s^2 / 2 to ln W
+    assert history[0]["main"] == pytest.approx(math.log(37) + 0.045**2 * 128 / 2, abs=0.1)
     assert history[-1]["main"] < 0.6 * history[0]["main"]
 
 
