@@ -3,6 +3,7 @@
 # make check      the fast part of it, under two minutes
 # make notebooks  run all notebooks (or NB="notebooks/03_mla.ipynb") and store their outputs
 # make bench      the measurements
+# make model      train the shipped model anew (3,600 steps, half an hour)
 #
 # make lab PYTHON=python3.12     another Python, from 3.10 to 3.13
 # make lab PIP_ARGS="..."        options for pip, for instance the CPU index that pytorch.org names (Linux)
@@ -20,7 +21,7 @@ EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecuteP
 STRIP := $(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	--extra-keys "metadata.widgets metadata.language_info.version cell.metadata.execution"
 
-.PHONY: lab test check lint notebooks bench
+.PHONY: lab test check lint notebooks bench model
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks/00_start.ipynb
@@ -44,6 +45,10 @@ notebooks: .venv/installed-dev
 
 bench: .venv/installed-dev
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+model: .venv/installed
+	$(BIN)/minids train --preset tiny --steps 3600 --threads 1 --out runs/tiny
+	$(BIN)/python -c 'import torch; from minids import checkpoint as c; c.save_model("assets/tiny", *c.load_model("runs/tiny"), dtype=torch.bfloat16)'
 
 # Installed again when the list of what is needed has changed.
 .venv/installed: pyproject.toml requirements.txt | .venv/bin/python

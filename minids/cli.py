@@ -84,9 +84,11 @@ def _info(args: argparse.Namespace) -> None:
     for name, n in rows:
         print(f"  {name:<32}{n:>20,}   {n / p.total:6.1%}")
     print(f"  {'total':<32}{p.total:>20,}   100.0%")
-    print(f"  {'MTP modules, beside the total':<32}{p.mtp:>20,}\n")
-    print(f"  activated by one token          {p.activated:>20,}   without the input embedding, the papers' convention")
-    print(f"  activated, embedding included   {p.activated_with_embedding:>20,}\n")
+    print(f"  {'MTP modules, beside the total':<32}{f'+{p.mtp:,}':>20}\n")
+    convention = "without the input embedding, the papers' convention"
+    print(f"  activated by one token          {p.activated:>20,}   {_short(p.activated)} {convention}")
+    everything = p.activated_with_embedding
+    print(f"  activated, embedding included   {everything:>20,}   {_short(everything)}\n")
     per_layer = cache_values_per_token(cfg)
     print(f"  cache of one token in BF16      {kv_bytes_per_token(cfg):>20,}   bytes: {per_layer} values x "
           f"{cfg.n_layers} layers x 2")  # fmt: skip
@@ -94,6 +96,11 @@ def _info(args: argparse.Namespace) -> None:
     if not args.no_build:
         counted = _count_on_meta(cfg, p.total + p.mtp)
         print(f"  counted on the meta device      {counted:>20,}   total and MTP, tensor by tensor")
+
+
+def _short(n: int) -> str:
+    """36,625,618,432 as 36.6B."""
+    return f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.1f}M"
 
 
 def _count_on_meta(cfg: Config, expected: int) -> int:
