@@ -32,6 +32,14 @@ DRAWINGS: dict[str, Callable[[], plot.Picture]] = {
     "spike": lambda: plot.spike({"raw": [1.0, 0.4, 0.2], "clipped": [1.0, 1.0, 1.0]}, at=2),
     "curves": lambda: plot.curves({"train": [3.0, 2.0], "held out": [3.5, 2.5], "none yet": []}),
 }
+DRAWINGS |= {  # 06_mtp
+    "shifted_sequences": lambda: plot.shifted_sequences(["Once", " upon", " a", " time", " there"], 1, 2),
+    "shifted_sequences beyond the last target": lambda: plot.shifted_sequences(
+        ["Once", " upon", " a", " time", " there"], 3, 1
+    ),
+    "paired_runs": lambda: plot.paired_runs({"off": [1.0, 0.9], "on": [0.95, 0.92], "longer": [0.8, 0.7]}),
+    "agreement": lambda: plot.agreement({"en": [(0.3, 0.6, 50), (0.9, 0.99, 400)], "code": [(0.2, 0.4, 100)]}),
+}
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
 
@@ -169,3 +177,23 @@ def test_a_live_plot_that_is_interrupted_still_leaves_its_picture(monkeypatch: p
         live.update({"a": [1.0]})
         raise KeyboardInterrupt
     assert "image/png" in shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("position", "depth", "said"),
+    [
+        (2, 0, "the main model at position 2 knows t0 to t2 and must predict t3, time"),
+        (0, 2, "depth 2 at position 0 knows t0 to t2 and must predict t3, time"),
+        (2, 1, "depth 1 at position 2 knows t0 to t3 and must predict t4, there"),
+        (3, 1, "depth 1 at position 3: its target would be t5, but the last token is t4"),
+    ],
+)
+def test_the_shifted_sequences_say_what_a_state_knows_and_predicts(position: int, depth: int, said: str) -> None:
+    tokens = ["Once", " upon", " a", " time", " there"]
+    assert plot.shifted_sequences(tokens, position, depth).alt == f"Shifted sequences: {said}"
+
+
+@pytest.mark.parametrize(("position", "depth", "depths"), [(4, 0, 2), (-1, 0, 2), (0, 3, 2), (0, 1, 4)])
+def test_a_position_or_depth_that_is_not_drawn_is_refused(position: int, depth: int, depths: int) -> None:
+    with pytest.raises(ValueError, match=r"a position lies between 0 and 3, .* 5 tokens are 4 inputs"):
+        plot.shifted_sequences(["a", "b", "c", "d", "e"], position, depth, depths)

@@ -23,12 +23,14 @@ from minids.plot.attention import cache_of_models, decode_cost, low_rank, number
 from minids.plot.inside import experts_of_tokens, next_tokens, residual_stream
 from minids.plot.machine import machine
 from minids.plot.model import anatomy, cache_bytes
+from minids.plot.mtp import agreement, paired_runs, shifted_sequences
 from minids.plot.pretrain import live_run, race, schedule, spike
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
 from minids.plot.training import curves
 
 __all__ = [
-    "COLOURS", "LINES", "Picture", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves", "decode_cost",
-    "experts_of_tokens", "label", "live_run", "low_rank", "machine", "next_tokens", "numbers_per_token",
-    "quality_by_cache", "race", "residual_stream", "schedule", "spike", "style", "styled",
+    "COLOURS", "LINES", "Picture", "agreement", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves",
+    "decode_cost", "experts_of_tokens", "label", "live_run", "low_rank", "machine", "next_tokens", "numbers_per_token",
+    "paired_runs", "quality_by_cache", "race", "residual_stream", "schedule", "shifted_sequences", "spike", "style",
+    "styled",
 ]  # fmt: skip
