@@ -275,7 +275,7 @@ TRAIN_HELP = {
     "weight_decay": "of AdamW",
     "grad_clip": "largest gradient norm",
     "moments": "AdamW's moments: fp32 or the paper's bf16",
-    "precision": "fp32, or bf16 on a GPU",
+    "precision": "fp32; fp8, emulated; or bf16 on a GPU",
     "gamma": "step of the balancing bias",
     "balance_alpha": "weight of the sequence-wise balance loss",
     "ema_decay": "of the average of the weights; 0: none",

@@ -56,7 +56,8 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 1.0
     moments: str = "fp32"  # AdamW's: "fp32", or the paper's "bf16"
-    precision: str = "fp32"  # of products: "bf16" (autocast) is for GPUs; most CPUs emulate it, tens of times slower
+    precision: str = "fp32"  # of products: "fp8" (emulated, see fp8_layers); "bf16" (autocast) is for GPUs: most CPUs
+    # emulate it, tens of times slower
     gamma: float = 0.01
     gamma_off: float = 14.3 / 14.8
     balance_alpha: float = 1e-4
@@ -99,8 +100,8 @@ class TrainConfig:
                 f'export is "model" or, with ema_decay > 0, "ema"; got {self.export!r}, ema_decay={self.ema_decay}. '
                 "Choose one of the two."
             )
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f'precision is "fp32" or "bf16"; got {self.precision!r}. On a CPU take "fp32".')
+        if self.precision not in ("fp32", "bf16", "fp8"):
+            raise ValueError(f'precision is "fp32", "bf16" or "fp8"; got {self.precision!r}. On a CPU take "fp32".')
         _ = self.schedule, self.ramp  # their own rules
 
     @property

@@ -11,7 +11,7 @@ All numbers are in `recipe.TrainConfig`. A checkpoint holds all that a step read
 the same bits as one that was not (same machine, same number of threads).
 
 Differs from the paper: nothing but the numbers (`recipe`).
-Left out: more than one process, FP8 (09_fp8), rolling back after a bad step (V3 never needed it).
+Left out: more than one process, rolling back after a bad step (V3 never needed it).
 Notebook: 08_pretrain.
 """
 
@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from minids import checkpoint
 from minids.config import Config
 from minids.corpus import DOMAINS, Mixture, Packed, eval_rows
+from minids.fp8_layers import convert
 from minids.layers import head_loss
 from minids.model import Transformer
 from minids.optim import averaged, make_optimizer
@@ -139,6 +140,8 @@ class Run:
     ):
         self.cfg, self.data, self.device, self.clock, self.tokenizer = cfg, data, device, clock, tokenizer
         self.model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
+        if cfg.precision == "fp8":
+            convert(self.model)
         self.optimizer = make_optimizer(self.model, cfg.lr, cfg.weight_decay, cfg.betas, moments=cfg.moments)
         self.ema = averaged(self.model, cfg.ema_decay) if cfg.ema_decay else None
         self.plan = Plan(cfg.steps, 60.0 * cfg.minutes, cfg.decay_start)

@@ -19,7 +19,7 @@ FLOORS = [
     {"config", "costs", "layers", "rope", "attention", "mla", "router", "moe", "mtp", "model"},
     {"tokenizer", "corpus", "tasks"}
     | {"events", "grammar", "lexicon", "maths", "phrases", "pycode", "stories", "tales", "world"},
-    {"optim", "checkpoint", "train", "recipe", "fp8", "sft", "grpo"}
+    {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo"}
     | {"pipeline", "dualpipe", "expert_parallel", "network", "eplb"},
     {"generate", "speculate", "serving", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
