@@ -14,9 +14,11 @@ import torch
 
 from minids import checkpoint, cli
 from minids.cli import main
+from minids.cli.train import TRAIN_HELP
 from minids.config import Config, tiny
 from minids.generate import complete, generate, stream_text
 from minids.model import Transformer
+from minids.recipe import TrainConfig
 from minids.tokenizer import default_tokenizer
 
 CFG = replace(tiny(), n_layers=2, dim=32, inter_dim=40, moe_inter_dim=16, max_seq_len=200, original_seq_len=200)
@@ -71,11 +73,11 @@ def test_train_writes_a_model_and_goes_on_with_it(tmp_path, capsys):
 def test_every_training_option_is_a_field_of_the_recipe():
     import dataclasses
 
-    fields = {f.name for f in dataclasses.fields(cli.TrainConfig)}
-    assert set(cli.TRAIN_HELP) <= fields
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    assert set(TRAIN_HELP) <= fields
     parsed = vars(cli._parser().parse_args(["train", "--weights", "en=0.5,code=0.5", "--minutes", "1"]))
     assert parsed["weights"] == {"en": 0.5, "code": 0.5} and parsed["minutes"] == 1.0
-    assert parsed["lr"] == cli.TrainConfig(steps=1).lr
+    assert parsed["lr"] == TrainConfig(steps=1).lr
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -167,7 +169,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(small, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "stream_text", interrupted)
+    monkeypatch.setattr("minids.cli.generate.stream_text", interrupted)
     assert main(["generate", "--model", small]) == 130
     assert capsys.readouterr().err.strip() == "minids: stopped by Ctrl-C."
 

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from minids.plot.style import BLUE, COLOURS, GREEN, GREY, LINES, ORANGE, PALE, SKY, Picture, axes, label, styled
 
-BOX = {"boxstyle": "round,pad=0.02,rounding_size=0.08"}
+BOX: dict[str, Any] = {"boxstyle": "round,pad=0.02,rounding_size=0.08"}
 
 
 @styled
