@@ -17,11 +17,11 @@ PACKAGE = ROOT / "minids"
 # A module imports from its own floor and from those above it in this list; training and systems stand side by side.
 FLOORS = [
     {"config", "costs", "layers", "rope", "attention", "mla", "router", "moe", "mtp", "model"},
-    {"tokenizer", "corpus", "tasks"}
+    {"tokenizer", "corpus", "tasks", "alphabet", "needle"}
     | {"events", "grammar", "lexicon", "maths", "phrases", "pycode", "stories", "tales", "world"},
-    {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo"}
-    | {"pipeline", "dualpipe", "expert_parallel", "network", "eplb"},
-    {"generate", "speculate", "serving", "hf", "hf_config"},
+    {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "r1"}
+    | {"pipeline", "dualpipe", "schedules", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"},
+    {"generate", "speculate", "serving", "server", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]
 TOP = {

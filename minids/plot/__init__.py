@@ -30,7 +30,7 @@ from minids.plot.training import curves
 
 __all__ = [
     "COLOURS", "LINES", "Picture", "agreement", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves",
-    "decode_cost", "experts_of_tokens", "label", "live_run", "low_rank", "machine", "next_tokens", "numbers_per_token",
-    "paired_runs", "quality_by_cache", "race", "residual_stream", "schedule", "shifted_sequences", "spike", "style",
-    "styled",
+    "decode_cost", "experts_of_tokens", "label", "live_run", "low_rank", "machine", "next_tokens",
+    "numbers_per_token", "paired_runs", "quality_by_cache", "race", "residual_stream", "schedule",
+    "shifted_sequences", "spike", "style", "styled",
 ]  # fmt: skip
