@@ -15,7 +15,8 @@ that, long sums lose their tail. `matmul_limited` imitates both.
 
 Differs from the paper: a processor without FP8 units emulates it: values are rounded to the grid and multiplied in
 FP32, which is what the tensor core with FP32 promotion approximates. The 14 bits are a model of the hardware, not its
-bits. E5M6 is not published beyond its name; here it is IEEE-like, bias 15, largest 65024.
+bits. E5M6 is not published beyond its name; here it is IEEE-like, bias 15, largest 65024. The floor of 1e-4 under a
+tile's largest number is that of DeepSeek's inference code and of DeepGEMM; the training's is not published.
 Left out: the layers, which are in `fp8_layers`.
 Notebook: 09_fp8. `python -m minids.fp8` prints the formats.
 """
@@ -190,7 +191,7 @@ def snap(
 ) -> Float[Tensor, "R C"]:
     """`quantize(x, ..).dequantize()` in fewer passes over memory: what training multiplies."""
     R, C = x.shape
-    x = tiled(x, tile)
+    x = tiled(x.float(), tile)
     scale = tile_scale(x.abs().amax((1, 3), keepdim=True), fmt, power_of_two)
     return joined(fmt.round_(x / scale).mul_(scale), R, C)
 
@@ -201,25 +202,40 @@ def matmul(a: Quantized, b: Quantized) -> Float[Tensor, "R O"]:
 
 
 def tensor_core_matmul(a: Quantized, b: Quantized) -> Float[Tensor, "R O"]:
-    """`matmul` on a Hopper GPU's FP8 units, a in 1 x 128 tiles and b in 128 x 128 blocks, in BF16.
+    """`matmul` on a Hopper GPU's FP8 units, a in 1 x 128 tiles and b in 128 x 128 blocks, rounded to BF16.
 
-    RuntimeError without such a GPU. Both matrices' K is a multiple of 128.
+    RuntimeError without such a GPU; ValueError for other tiles, or a K that is not a multiple of 128.
     """
+    operands = tensor_core_operands(a, b)
     if not (a.values.is_cuda and torch.cuda.get_device_capability(a.values.device) == (9, 0)):
         where = torch.cuda.get_device_name(a.values.device) if a.values.is_cuda else "the processor"
         raise RuntimeError(
             f"FP8 products with a scale for each block need a Hopper GPU (compute capability 9.0); the matrix is on "
             f"{where}. `matmul` emulates it anywhere."
         )
-    from torch.nn.functional import ScalingType, scaled_mm
+    from torch.nn.functional import ScalingType, scaled_mm  # which an older torch lacks
 
-    x, w = (m.values.to(torch.float8_e4m3fn) for m in (a, b))
-    sx = a.scale.T.contiguous().T  # [R, K / 128], column-major
-    blocks = b.scale.shape[1]
-    sw = b.scale.new_ones(len(b.scale), -(-blocks // 4) * 4)  # the kernel reads rows of four scales
-    sw[:, :blocks] = b.scale
+    x, w, sx, sw = operands
     kinds = ScalingType.BlockWise1x128, ScalingType.BlockWise128x128
-    return scaled_mm(x, w.t(), sx, kinds[0], sw.t(), kinds[1], output_dtype=torch.bfloat16).float()
+    y = scaled_mm(x, w.t(), sx, kinds[0], sw, kinds[1], output_dtype=torch.bfloat16)
+    return y[: len(a.values), : len(b.values)].float()
+
+
+def tensor_core_operands(a: Quantized, b: Quantized) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(a, b, a's scales, b's scales) as `scaled_mm` reads them. Codes are rows of K; scales lie column by column.
+
+    a has 4 n rows, b 16 n, zeros added; a's scales are [R, K / 128], b's [K / 128 rounded up to 4, O / 128].
+    """
+    (R, K), outputs = a.values.shape, len(b.values)
+    if (a.tile, b.tile) != (TILE, BLOCK) or K % TILE[1]:
+        raise ValueError(
+            f"the kernel takes a in tiles of {TILE}, b in {BLOCK}, and K as a multiple of {TILE[1]}; got {a.tile}, "
+            f"{b.tile} and K = {K}. Quantise with these tiles, and fill K up with zeros."
+        )
+    rows = F.pad(a.scale, (0, 0, 0, -R % 4), value=1.0)
+    blocks = F.pad(b.scale, (0, -b.scale.shape[1] % 4), value=1.0)
+    x, w = F.pad(a.values, (0, 0, 0, -R % 4)), F.pad(b.values, (0, 0, 0, -outputs % 16))
+    return x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn), rows.T.contiguous().T, blocks.contiguous().T
 
 
 class Stored(NamedTuple):
@@ -238,7 +254,7 @@ def store(
 ) -> tuple[Stored, Float[Tensor, "R C"]]:
     """(x in 1 x 128 tiles of `fmt`, the same as fp32 numbers for the product at hand)."""
     R, C = x.shape
-    x = tiled(x, TILE)
+    x = tiled(x.float(), TILE)
     scale = tile_scale(x.abs().amax((1, 3), keepdim=True), fmt, power_of_two)
     values = fmt.round_(x / scale)
     # E5M6 is IEEE-like: its 12 bits are the first 12 of an fp16 number
@@ -252,8 +268,8 @@ def restore(stored: Stored) -> Float[Tensor, "R C"]:
     if stored.codes.dtype == torch.float16:
         values = stored.codes.float()
     else:
-        # The 7 bits of an E4M3 magnitude, moved up by 7, read as an fp16 number 2^8 times smaller: seventeen times
-        # faster than a cast. (The NaN code is lost; a NaN's tile has a NaN as scale.)
+        # The 7 bits of an E4M3 magnitude, moved up by 7, read as an fp16 number 2^8 times smaller: much faster than a
+        # cast. (The NaN code is read as 480; where it stands, the tile's scale is NaN or infinite and spoils it.)
         bits = stored.codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
         values = bits.view(torch.float16).float().mul_(256.0)
     return joined(tiled(values, TILE).mul(stored.scale), R, C)

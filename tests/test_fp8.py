@@ -27,6 +27,7 @@ from minids.fp8 import (
     snap,
     store,
     tensor_core_matmul,
+    tensor_core_operands,
     tile_scale,
 )
 from minids.fp8_layers import Fp8Experts, Fp8Linear, Fp8MLP, Recipe, convert, revert
@@ -189,6 +190,14 @@ def test_powers_of_two_round_up_and_exact_ones_stay():
     assert tile_scale(amax, power_of_two=True).tolist() == [1, 2, 2, 4, 0.25]
 
 
+def test_powers_of_two_are_those_of_deepgemm_s_bit_trick():
+    # DeepGEMM's ceil_to_ue8m0: the exponent field, one more where any mantissa bit is set
+    amax = torch.cat([torch.rand(999) * 10.0 ** torch.arange(-3, 6).repeat(111), 448 * 2.0 ** torch.arange(-9, 9)])
+    bits = (amax.clamp_min(1e-4) / 448).view(torch.int32)
+    want = ((bits >> 23) + ((bits & 0x7FFFFF) != 0).int()) << 23
+    assert torch.equal(tile_scale(amax, power_of_two=True), want.view(torch.float32))
+
+
 def test_an_infinity_or_a_nan_spoils_its_own_tile_only():
     x = torch.ones(2, 256)
     x[0, 3], x[1, 200] = torch.inf, torch.nan
@@ -279,6 +288,21 @@ def test_promotion_keeps_long_sums_accurate():
         matmul_limited(a, b, promote=100)
 
 
+def test_the_tensor_core_gets_its_operands_in_the_layout_that_its_kernel_reads():
+    # scaled_mm's rules for 1 x 128 by 128 x 128 (torch PRs 166752, and the multiple of 4 rows): no GPU is asked here
+    a, b = quantize(torch.randn(10, 5 * 128)), quantize(torch.randn(300, 5 * 128), BLOCK)
+    x, w, sx, sw = tensor_core_operands(a, b)
+    assert (x.shape, x.dtype, x.is_contiguous()) == ((12, 640), torch.float8_e4m3fn, True)
+    assert (w.shape, w.dtype, w.is_contiguous()) == ((304, 640), torch.float8_e4m3fn, True)
+    assert (sx.shape, sx.stride()) == ((12, 5), (1, 12)) and torch.equal(sx[:10], a.scale)
+    assert (sw.shape, sw.stride()) == ((8, 3), (1, 8)) and torch.equal(sw[:5], b.scale.T)
+    assert torch.equal(x.float()[:10], a.values) and torch.equal(w.float()[:300], b.values)
+    with pytest.raises(ValueError, match="K = 130"):
+        tensor_core_operands(quantize(torch.ones(4, 130)), quantize(torch.ones(8, 130), BLOCK))
+    with pytest.raises(ValueError, match=r"got \(128, 128\)"):
+        tensor_core_operands(quantize(torch.ones(4, 128), BLOCK), quantize(torch.ones(8, 128), BLOCK))
+
+
 def test_without_a_hopper_gpu_the_tensor_core_says_what_it_needs():
     with pytest.raises(RuntimeError, match=r"compute capability 9.0.*on the processor"):
         tensor_core_matmul(quantize(torch.ones(4, 128)), quantize(torch.ones(128, 128), BLOCK))
@@ -288,7 +312,7 @@ def test_without_a_hopper_gpu_the_tensor_core_says_what_it_needs():
     not (torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)), reason="needs a Hopper GPU"
 )
 def test_a_hopper_gpu_computes_what_the_emulation_says():
-    x, w = torch.randn(256, 768, device="cuda"), torch.randn(384, 768, device="cuda")
+    x, w = torch.randn(250, 640, device="cuda"), torch.randn(300, 640, device="cuda")  # rows and blocks to fill up
     a, b = quantize(x), quantize(w, BLOCK)
     want = matmul(a, b)
     torch.testing.assert_close(tensor_core_matmul(a, b), want, rtol=2**-7, atol=2**-7 * want.abs().max().item())
@@ -309,18 +333,34 @@ def looped(x, tile, fmt=E4M3, two=False):
     return out
 
 
+def adversary(kind: str, *shape: int) -> torch.Tensor:
+    """A random matrix with what makes quantisation hard: one huge value, zero tiles, numbers below every scale."""
+    x = torch.randn(*shape)
+    if kind == "outlier":
+        x[3, 140] = 1e4
+    elif kind == "zeros":
+        x[:129], x[:, :7] = 0.0, 0.0
+    elif kind == "denormal":
+        x[:, 128:] *= 1e-38
+    return x
+
+
+@pytest.mark.parametrize("kind", ["random", "outlier", "zeros", "denormal"])
 @pytest.mark.parametrize("after_attention", [False, True])
-def test_a_linear_layers_three_products_see_the_published_tiles(after_attention):
+def test_a_linear_layers_three_products_see_the_published_tiles(after_attention, kind):
     torch.manual_seed(5)
     layer = Fp8Linear(nn.Linear(200, 150, bias=False), after_attention=after_attention)
-    x, dy = torch.randn(130, 200, requires_grad=True), torch.randn(130, 150)
+    x, dy = adversary(kind, 130, 200).requires_grad_(), adversary(kind, 130, 150)
     y = layer(x.view(2, 65, 200)).view(130, 150)
     y.backward(dy)
     xd, w, two = x.detach(), layer.weight.detach(), after_attention
-    torch.testing.assert_close(y, looped(xd, TILE, two=two) @ looped(w, BLOCK).T)
-    torch.testing.assert_close(x.grad, looped(dy, TILE) @ looped(w, BLOCK))
     kept = looped(xd, TILE, E5M6 if two else E4M3, two)
-    torch.testing.assert_close(layer.weight.grad, looped(dy, COLUMN).T @ looped(kept, COLUMN, two=two))
+    for got, want in (
+        (y, looped(xd, TILE, two=two) @ looped(w, BLOCK).T),
+        (x.grad, looped(dy, TILE) @ looped(w, BLOCK)),
+        (layer.weight.grad, looped(dy, COLUMN).T @ looped(kept, COLUMN, two=two)),
+    ):  # the same products summed in the same order, but an outlier leaves the others' rounding in its place
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6 * want.abs().max().item())
 
 
 def swiglu_by_hand(x, w13, w2, g, dy):

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/fp8_loss.py --out fp8_loss.jsonl             600 steps, three seeds, five arms: an hour
     python tests/benchmarks/fp8_loss.py --steps 20 --seeds 1             a check that it runs
-    python tests/benchmarks/fp8_loss.py --table                          the table of the log in assets/, nothing trained
+    python tests/benchmarks/fp8_loss.py --table                          the table of the log in assets/
 
 The paper's bound (DeepSeek-V3 section 3.3, appendix B.1): FP8's loss stays within 0.25 % of BF16's. The measure here:
 the mean loss over the last tenth of the steps, relative to another arm of the same seed. For a seed all arms begin with
