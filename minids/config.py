@@ -180,6 +180,16 @@ def tiny() -> Config:
     )  # fmt: skip
 
 
+def policy(vocab_size: int) -> Config:
+    """A model for reinforcement learning in minutes, 0.3 M parameters: MLA and experts, nothing left out but MTP."""
+    return Config(
+        vocab_size=vocab_size, dim=64, n_layers=3, n_dense_layers=1, inter_dim=192, n_heads=4,
+        kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
+        moe_inter_dim=64, n_routed_experts=8, n_shared_experts=1, n_activated_experts=2,
+        init_std=0.06, embed_std=0.3, max_seq_len=128, original_seq_len=128, rope_theta=1000.0,
+    )  # fmt: skip
+
+
 def v2_lite() -> Config:
     """DeepSeek-V2-Lite, 15.7 B (arXiv 2405.04434, appendix B): no query compression, softmax gate, 2 shared experts."""
     return Config(
