@@ -34,6 +34,7 @@ from minids.model import Transformer
 from minids.optim import make_optimizer
 from minids.rollout import Rollout, rollout
 from minids.tasks import Problem, accuracy, answer_of, thinking_of
+from minids.train import patient_ctrl_c
 
 Reward = Callable[[Problem, str], float]
 
@@ -199,31 +200,38 @@ def _each(asked: Sequence[Problem], group: int) -> Iterator[Problem]:
     return (p for p in asked for _ in range(group))
 
 
-def train_rl(run: RLRun, out: str | Path | None = None, save_every: int = 10, progress: bool = True,
-             on_step: Callable[[dict[str, Any]], Any] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+def train_rl(
+    run: RLRun,
+    out: str | Path | None = None,
+    save_every: int = 10,
+    progress: bool = True,
+    on_step: Callable[[dict[str, Any]], Any] | None = None,
+) -> list[dict[str, Any]]:
     """Advance a run to its last step, from the last checkpoint in `out` if there is one. Returns its history.
 
-    Ctrl-C saves what the last whole step left and is passed on.
+    Ctrl-C finishes the step, saves and returns; a second one stops at once.
     """
     if out is not None:
         run.resume(out)
-    with tqdm(total=run.cfg.steps, initial=run.step, unit="step", disable=not progress) as bar:
-        try:
-            while run.step < run.cfg.steps:
-                record = run.advance()
-                bar.set_postfix_str(
-                    f"reward {record['reward']:.2f}, thinking {record['thinking']:.0f}, "
-                    f"entropy {record['entropy']:.2f}, KL {record['kl']:.3f}", refresh=False,
-                )  # fmt: skip
-                bar.update()
-                if on_step:
-                    on_step(record)
-                if out is not None and (run.step % save_every == 0 or run.step == run.cfg.steps):
-                    run.save(out)
-        except KeyboardInterrupt:
-            if out is not None and run.history and run.history[-1]["step"] == run.step:
-                print(f"\nStopped after step {run.step}; the last checkpoint in {out} is whole: start again to go on.")
-            raise
+    with (
+        patient_ctrl_c() as pressed,
+        tqdm(total=run.cfg.steps, initial=run.step, unit="step", disable=not progress) as bar,
+    ):
+        while run.step < run.cfg.steps and not pressed:
+            record = run.advance()
+            if on_step:
+                on_step(record)
+            bar.set_postfix_str(
+                f"reward {record['reward']:.2f}, thinking {record['thinking']:.0f} tokens, "
+                f"entropy {record['entropy']:.2f}, KL {record['kl']:.3f}",
+                refresh=False,
+            )
+            bar.update()
+            if out is not None and (run.step % save_every == 0 or run.step == run.cfg.steps or pressed):
+                run.save(out)
+    if pressed and run.step < run.cfg.steps:
+        where = f"saved in {out}; start the same run again to go on" if out else "not saved: it had no directory"
+        print(f"\nStopped after step {run.step}, {where}.")
     return run.history
 
 

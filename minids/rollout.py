@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minids.mla import LatentCache
-from minids.model import Transformer
+from minids.model import Cache, Transformer
 
 
 class Rollout(NamedTuple):
@@ -91,7 +91,7 @@ def rollout(
         if ended.float().mean() > 0.2:  # copying the cache has its price: not for every row that ends
             kept = (~ended).nonzero().flatten()
             rows, token, ended = rows[kept], token[kept], ended[kept]
-            for layer in cache:
+            for layer in _latent(cache):
                 layer.kv = layer.kv.index_select(0, kept)
         if t + 1 < max_new:
             h, _ = model.hidden(token[:, None], cache, "absorb")
@@ -114,11 +114,18 @@ def draw(logp: Float[Tensor, "N W"], temperature: float, generator: torch.Genera
     return (logp / temperature - race.log()).argmax(-1)
 
 
-def _repeat(cache: list, group: int) -> None:
+def _repeat(cache: Cache, group: int) -> None:
     """Each row of each layer's cache `group` times: the prompt was read once for all of them."""
-    for layer in cache:
-        assert isinstance(layer, LatentCache)
+    for layer in _latent(cache):
         layer.kv = layer.kv.repeat_interleave(group, 0)
+
+
+def _latent(cache: Cache) -> list[LatentCache]:
+    """The layers' caches; ValueError for a model that has no latent ones."""
+    found = [layer for layer in cache if isinstance(layer, LatentCache)]
+    if len(found) < len(cache):
+        raise ValueError("a rollout reads latent caches; got a model without MLA. Take attn='mla'.")
+    return found
 
 
 def _until(tokens: Int[Tensor, "N L"], end: int) -> Bool[Tensor, "N L"]:

@@ -42,9 +42,7 @@ def demonstrations(source: Iterator[Problem], worked: float, seed: int = 0) -> I
         yield problem.prompt, problem.worked if rng.random() < worked else problem.direct
 
 
-def rows(
-    pairs: Sequence[Pair], alphabet: Alphabet, width: int = 0
-) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+def rows(pairs: Sequence[Pair], alphabet: Alphabet, width: int = 0) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """(tokens, mask): prompts padded on the left to `width`, responses on the right; the mask is true on responses.
 
     ValueError for a pair that would not come back as it was: a symbol that the alphabet reads otherwise.

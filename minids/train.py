@@ -101,7 +101,7 @@ def train(
     run = Run(model_cfg, train_cfg, data, torch.device(device), clock, tokenizer)
     if out is not None:
         run.resume(out)
-    with _patient_ctrl_c() as pressed, _bar(run, progress) as bar:
+    with patient_ctrl_c() as pressed, _bar(run, progress) as bar:
         while not run.done and not pressed:
             record = run.advance()
             bar(record)
@@ -329,7 +329,7 @@ def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def _patient_ctrl_c() -> Iterator[list[int]]:
+def patient_ctrl_c() -> Iterator[list[int]]:
     """A list, empty until Ctrl-C is pressed: the loop looks at it between steps. A second press interrupts at once."""
     pressed: list[int] = []
 

@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_samples() -> None:
     one, two, other = (
         rollout(model, prompts, G, NEW, END, PAD, generator=torch.Generator().manual_seed(seed)) for seed in (7, 7, 8)
     )
-    assert torch.equal(one.tokens, two.tokens) and one.tokens.shape != other.tokens.shape or (
+    assert (torch.equal(one.tokens, two.tokens) and one.tokens.shape != other.tokens.shape) or (
         not torch.equal(one.tokens, other.tokens)
     )
 

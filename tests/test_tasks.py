@@ -1,4 +1,4 @@
-"""Problems with answers that a program checks: right answers pay, nothing else does, and no test problem is trained on."""
+"""Problems with answers that a program checks: right ones pay, nothing else does, no test problem is trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import pytest
 
 from minids import tasks
 from minids.alphabet import ANSWER, END_ANSWER, Alphabet
-from minids.tasks import TASKS, accuracy, held_out, language_share, makes, problems, respond, take, value_of, well_formed
+from minids.tasks import (
+    TASKS,
+    accuracy,
+    held_out,
+    language_share,
+    makes,
+    problems,
+    respond,
+    take,
+    value_of,
+    well_formed,
+)
 
 each_task = pytest.mark.parametrize("name", TASKS)
 
@@ -54,7 +65,7 @@ def test_the_columns_of_an_addition_are_what_a_pupil_writes() -> None:
         a, b = map(int, problem.prompt[:-1].split("+"))
         columns = problem.steps.split(";")
         assert int(problem.answer) == a + b
-        for i, (x, y, carry, digit) in enumerate(map(lambda c: map(int, c), columns)):
+        for i, (x, y, carry, digit) in enumerate(map(int, column) for column in columns):
             assert (x, y) == (a // 10**i % 10, b // 10**i % 10)
             assert carry == (a % 10**i + b % 10**i) // 10**i and digit == (a + b) // 10**i % 10
 
