@@ -19,6 +19,7 @@ Notebook: 01_tokens.
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -128,6 +129,30 @@ class Tokenizer:
         """The tokenizers JSON itself."""
         return self._backend.to_str(pretty=True)
 
+    # --- what it is made of
+
+    def words(self, text: str) -> list[str]:
+        """The pieces of `text` that are merged apart from each other. Joined they are the text."""
+        assert self._backend.pre_tokenizer is not None
+        pieces = self._backend.pre_tokenizer.pre_tokenize_str(text)
+        return [text[start:end] for _, (start, end) in pieces]
+
+    @property
+    def merges(self) -> list[tuple[int, int, int]]:
+        """(left, right, joined) for each merge, as ids, in the order in which they were learned and are applied."""
+        ids = self._backend.get_vocab()
+        pairs = json.loads(self._backend.to_str())["model"]["merges"]
+        return [(ids[left], ids[right], ids[left + right]) for left, right in pairs]
+
+    def with_merges(self, n: int) -> Tokenizer:
+        """This tokenizer as it was after its first `n` merges: the same ids, of which the later ones never occur."""
+        total = len(self.merges)
+        if not 0 <= n <= total:
+            raise ValueError(f"this tokenizer knows {total} merges; got n={n}. Take from 0 to {total}.")
+        state = json.loads(self._backend.to_str())
+        state["model"]["merges"] = state["model"]["merges"][:n]
+        return Tokenizer(_Backend.from_str(json.dumps(state)))
+
     # --- text to ids
 
     @property
@@ -164,11 +189,17 @@ class Tokenizer:
             mark = text.rstrip(b"\r\n")
             joined = mark != text and mark.strip() != b""
             if joined and rng.random() < rate:
-                left, right = self.encode_batch([mark.decode("utf-8", "replace"), text[len(mark) :].decode()])
-                found += [*left, *right]
+                found += [*self._encode_bytes(mark), *self._encode_bytes(text[len(mark) :])]
             else:
                 found.append(token)
         return found
+
+    def _encode_bytes(self, text: bytes) -> list[int]:
+        """As `encode`; what is no whole characters becomes a token a byte."""
+        try:
+            return self.encode(text.decode())
+        except UnicodeDecodeError:
+            return [self._bytes.index(bytes([b])) for b in text]
 
     # --- ids to text
 

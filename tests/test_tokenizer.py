@@ -109,6 +109,42 @@ def test_split_combined_splits_all_or_none_and_keeps_the_text(tok):
     assert tok.split_combined(ids, 0.0, random.Random(0)) == ids
 
 
+def test_split_combined_also_splits_a_token_that_begins_inside_a_character():
+    halves = Tokenizer.train(["∂\n⌂\n◂\n☂\n✂\n"], MIN_VOCAB + 1)  # all end in the byte 82
+    token = halves.merges[0][2]
+    assert halves.token_bytes(token) == b"\x82\n"
+    split = halves.split_combined([token], 1.0, random.Random(0))
+    assert [halves.token_bytes(i) for i in split] == [b"\x82", b"\n"]
+
+
+def test_words_join_to_the_text_and_no_token_crosses_them(tok):
+    for text in [*STRANGE, *TEXTS]:
+        words = tok.words(text)
+        assert "".join(words) == text
+        assert [i for word in words for i in tok.encode(word)] == tok.encode(text)
+    assert tok.words("Mia had 12 kites:\n\n我爱你") == ["Mia", " had", " ", "1", "2", " kites", ":\n\n", "我爱你"]
+
+
+def test_merges_are_what_the_later_tokens_are_made_of_in_order(tok):
+    known = set(range(MIN_VOCAB))
+    for left, right, joined in tok.merges:
+        assert {left, right} <= known
+        assert tok.token_bytes(joined) == tok.token_bytes(left) + tok.token_bytes(right)
+        known.add(joined)
+    assert known == set(range(tok.vocab_size))
+
+
+def test_the_first_merges_are_the_tokenizer_that_a_shorter_training_makes(tok):
+    texts = [TEXTS[0] * 3, TEXTS[1]]
+    long, short = Tokenizer.train(texts, MIN_VOCAB + 20), Tokenizer.train(texts, MIN_VOCAB + 7)
+    for text in [*STRANGE, *TEXTS]:
+        assert long.with_merges(7).encode(text) == short.encode(text)
+        assert tok.with_merges(len(tok.merges)).encode(text) == tok.encode(text)
+        assert [tok.token_bytes(i) for i in tok.with_merges(0).encode(text)] == [bytes([b]) for b in text.encode()]
+    with pytest.raises(ValueError, match=r"knows 20 merges; got n=21\."):
+        long.with_merges(21)
+
+
 CHAT = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "2 + 2? <｜Assistant｜>"},
