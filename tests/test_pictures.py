@@ -40,6 +40,14 @@ DRAWINGS |= {  # 06_mtp
     "paired_runs": lambda: plot.paired_runs({"off": [1.0, 0.9], "on": [0.95, 0.92], "longer": [0.8, 0.7]}),
     "agreement": lambda: plot.agreement({"en": [(0.3, 0.6, 50), (0.9, 0.99, 400)], "code": [(0.2, 0.4, 100)]}),
 }
+ROWS = {"one a row": [[(0, 9)], [(1, 11)]], "end to end": [[(0, 9), (1, 4)], [(1, 7)]]}
+DRAWINGS |= {  # 01_tokens
+    "merge_wall": lambda: plot.merge_wall("a rat, a 你 rat", [("a", "t"), ("r", "at")], 2),
+    "merge_wall before the first merge": lambda: plot.merge_wall("a rat, a rat", [("a", "t")], 0),
+    "bytes_per_token": lambda: plot.bytes_per_token([266, 512, 2048], {"en": [1.0, 2.0, 3.8], "digits": [1, 1, 1]}),
+    "documents_in_rows": lambda: plot.documents_in_rows(ROWS, 13),
+    "after_the_cut": lambda: plot.after_the_cut(0.9, {"counted": [(0.0, 0.0), (1.0, 0.9)], "trained": [(0.5, 0.7)]}),
+}
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
 
@@ -197,3 +205,21 @@ def test_the_shifted_sequences_say_what_a_state_knows_and_predicts(position: int
 def test_a_position_or_depth_that_is_not_drawn_is_refused(position: int, depth: int, depths: int) -> None:
     with pytest.raises(ValueError, match=r"a position lies between 0 and 3, .* 5 tokens are 4 inputs"):
         plot.shifted_sequences(["a", "b", "c", "d", "e"], position, depth, depths)
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [
+        (0, "after 0 merges: 5 tokens"),
+        (1, "after 1 merges: 3 tokens; the last made aa (2 times)"),
+        (2, "after 2 merges: 2"),
+    ],
+)
+def test_the_wall_of_merges_counts_tokens_and_joins_a_run_from_the_left(n: int, said: str) -> None:
+    alt = plot.merge_wall("aaaaa", [("a", "a"), ("aa", "aa")], n).alt
+    assert alt.startswith(f"A text of 5 characters: {said}")
+
+
+def test_a_merge_that_is_not_given_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"1 merges are given; got n=2\. Take from 0 to 1\."):
+        plot.merge_wall("aaa", [("a", "a")], 2)

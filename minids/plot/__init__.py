@@ -26,11 +26,12 @@ from minids.plot.model import anatomy, cache_bytes
 from minids.plot.mtp import agreement, paired_runs, shifted_sequences
 from minids.plot.pretrain import live_run, race, schedule, spike
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
+from minids.plot.tokens import after_the_cut, bytes_per_token, documents_in_rows, merge_wall
 from minids.plot.training import curves
 
 __all__ = [
-    "COLOURS", "LINES", "Picture", "agreement", "anatomy", "axes", "cache_bytes", "cache_of_models", "curves",
-    "decode_cost", "experts_of_tokens", "label", "live_run", "low_rank", "machine", "next_tokens",
-    "numbers_per_token", "paired_runs", "quality_by_cache", "race", "residual_stream", "schedule",
-    "shifted_sequences", "spike", "style", "styled",
+    "COLOURS", "LINES", "Picture", "after_the_cut", "agreement", "anatomy", "axes", "bytes_per_token", "cache_bytes",
+    "cache_of_models", "curves", "decode_cost", "documents_in_rows", "experts_of_tokens", "label", "live_run",
+    "low_rank", "machine", "merge_wall", "next_tokens", "numbers_per_token", "paired_runs", "quality_by_cache",
+    "race", "residual_stream", "schedule", "shifted_sequences", "spike", "style", "styled",
 ]  # fmt: skip
