@@ -1,7 +1,8 @@
 """What the models read: four domains of text, mixed by bytes, packed into rows of tokens, resumable at any batch.
 
 Paper: DeepSeek-V3 technical report (arXiv 2412.19437) section 4.1: documents are packed without a mask between
-them, and a tenth are rewritten to fill in the middle.
+them, a tenth are rewritten to fill in the middle, and a share of the tokens that join punctuation and line breaks is
+split (`split_rate`, of `pack` alone).
 
     en, zh   stories (`minids.stories`)         maths   worked problems (`minids.maths`)
     code     the functions of this Python's own standard library, read where it is installed
@@ -14,6 +15,8 @@ shares of bytes: 0.35 English and 0.35 code, the two that differ most, so that e
 0.15 Chinese, a second voice for the same facts; 0.15 maths, which 14_grpo builds on.
 
 Differs from the paper: 14.8T tokens become as many as a laptop can train on, all generated or already installed.
+Documents lie end to end and are cut where a row ends; the paper's packing follows Ding et al. (arXiv 2404.10830), who
+choose rows so that fewer are cut. The share of split tokens is not published; the shipped model has seen none.
 Left out: deduplication and quality filters; the generator repeats nothing worth filtering.
 Notebook: 01_tokens. Command: `python -m minids.corpus` writes assets/tokenizer.json anew.
 """
@@ -217,13 +220,16 @@ def mixture(
 # --- rows of tokens
 
 
-def _encoded(texts: list[str], tokenizer: Tokenizer, fim_rate: float, rngs: Iterable[random.Random]) -> list[int]:
+def _encoded(
+    texts: list[str], tokenizer: Tokenizer, fim_rate: float, rngs: Iterable[random.Random], split_rate: float = 0.0
+) -> list[int]:
     """Documents as one run of ids, each from bos to eos, a share `fim_rate` of them rewritten by FIM."""
     plain = tokenizer.encode_batch(texts)
     ids: list[int] = []
     for text, encoded, rng in zip(texts, plain, rngs, strict=True):
         rewritten = rng.random() < fim_rate
-        ids += [tokenizer.bos, *(tokenizer.fim(text, rng) if rewritten else [*encoded, tokenizer.eos])]
+        found = tokenizer.fim(text, rng) if rewritten else [*encoded, tokenizer.eos]
+        ids += [tokenizer.bos, *(tokenizer.split_combined(found, split_rate, rng) if split_rate else found)]
     return ids
 
 
@@ -233,13 +239,22 @@ def _rows(stream: Int[Tensor, "N"], seq_len: int) -> Int[Tensor, "B S1"]:
 
 
 def pack(
-    docs: Iterable[str], tokenizer: Tokenizer, seq_len: int, batch_size: int, fim_rate: float = FIM_RATE, seed: int = 0
+    docs: Iterable[str],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    batch_size: int,
+    fim_rate: float = FIM_RATE,
+    seed: int = 0,
+    split_rate: float = 0.0,
 ) -> Iterator[Int[Tensor, "B S1"]]:
-    """Batches [batch_size, seq_len + 1] of documents laid end to end, without a mask between them. Drops the rest."""
+    """Batches [batch_size, seq_len + 1] of documents laid end to end, without a mask between them. Drops the rest.
+
+    A share `split_rate` of the tokens that join punctuation and line breaks is split (`Tokenizer.split_combined`).
+    """
     held: list[int] = []
     rng = random.Random(f"fim {seed}")
     for text in docs:
-        held += _encoded([text], tokenizer, fim_rate, [rng])
+        held += _encoded([text], tokenizer, fim_rate, [rng], split_rate)
         while len(held) > batch_size * seq_len:
             yield _rows(torch.tensor(held[: batch_size * seq_len + 1]), seq_len)
             held = held[batch_size * seq_len :]

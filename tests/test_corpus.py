@@ -136,6 +136,19 @@ def test_about_a_tenth_of_the_documents_are_filled_in_the_middle(tok):
     assert not (torch.cat(list(pack(docs[:50], tok, 64, 1, fim_rate=0.0))) == tok.fim_begin).any()
 
 
+def test_a_share_of_the_joined_tokens_is_split_and_the_text_stays(tok):
+    docs = list(documents("maths", n=60))
+
+    def read(rate):
+        stream = torch.cat([b[:, 1:].flatten() for b in pack(docs, tok, 64, 1, fim_rate=0.0, split_rate=rate)]).tolist()
+        joined = sum(tok.token_bytes(i).endswith(b"\n") and tok.token_bytes(i).strip() != b"" for i in stream)
+        return tok.decode(stream)[:5000], joined
+
+    whole, half, none = read(0.0), read(0.5), read(1.0)
+    assert whole[0] == half[0] == none[0] and none[1] == 0
+    assert whole[1] > 100 and half[1] / whole[1] == pytest.approx(0.5, abs=4 * 0.5 / whole[1] ** 0.5)
+
+
 def test_tokens_are_documents_from_bos_to_eos(tok):
     ids = tokens("zh", "val", tok, 700, seed=2).tolist()
     first = next(documents("zh", "val", seed=2))

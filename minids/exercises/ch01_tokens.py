@@ -119,7 +119,8 @@ def in_one_merge(word, merges):
 
 
 def encode__longest(word, merges):
-    spelled, whole = {(i,): i for i in word}, {i: (i,) for i in word}
+    spelled: dict = {(i,): i for i in word}
+    whole: dict = {i: (i,) for i in word}
     for left, right, joined in merges:
         if left in whole and right in whole:
             whole[joined] = whole[left] + whole[right]
