@@ -47,6 +47,14 @@ DRAWINGS |= {  # 01_tokens
     "bytes_per_token": lambda: plot.bytes_per_token([266, 512, 2048], {"en": [1.0, 2.0, 3.8], "digits": [1, 1, 1]}),
     "documents_in_rows": lambda: plot.documents_in_rows(ROWS, 13),
     "after_the_cut": lambda: plot.after_the_cut(0.9, {"counted": [(0.0, 0.0), (1.0, 0.9)], "trained": [(0.5, 0.7)]}),
+DRAWINGS |= {  # 04_moe
+    "teams": lambda: plot.teams([[True, False, False, True], [False, True, False, False]], 4, {4: 0.4, 16: 0.1}),
+    "flow": lambda: plot.flow(["Once", " upon", " 你"], [[0.6, 0, 0, 0.4], [0, 0.5, 0.5, 0], [0.3, 0, 0.7, 0]], 1),
+    "flow without a shared expert": lambda: plot.flow([" a", " b"], [[1.0, 0, 0], [0, 0.5, 0.5]], 0, shared=0),
+    "sorted_pairs": lambda: plot.sorted_pairs([[0, 3], [1, 3], [4, 0]], 6),
+    "dispatch_times": lambda: plot.dispatch_times([1, 64, 512], {"loop": [300, 200], "sort": [90.0, 8.0, 3.0]}),
+    "used_parameters": lambda: plot.used_parameters({"experts": (653.9e9, 20.4e9), "embedding": (0.93e9, 0)}),
+    "shares": lambda: plot.shares({"untrained": [0.1, 0.6, 0.3], "trained": [0.3, 0.4, 0.3]}, 1 / 3),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
@@ -223,3 +231,16 @@ def test_the_wall_of_merges_counts_tokens_and_joins_a_run_from_the_left(n: int, 
 def test_a_merge_that_is_not_given_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1 merges are given; got n=2\. Take from 0 to 1\."):
         plot.merge_wall("aaa", [("a", "a")], 2)
+def test_the_flow_says_who_answers_for_the_token_in_colour() -> None:
+    weights = [[0.6, 0, 0, 0.4], [0, 0.5, 0.5, 0], [0.3, 0, 0.7, 0]]
+    said = plot.flow(["Once", " upon", " 你"], weights, 1, shared=1).alt
+    assert said == "Tokens and experts: token 1, upon, flows to routed experts 1, 2 of 4 and to 1 shared"
+    assert plot.flow(["Once", " upon", " 你"], weights, 2).alt.startswith("Tokens and experts: token 2, U+4F60, flows")
+    with pytest.raises(ValueError, match="between 0 and 2; got 3"):
+        plot.flow(["Once", " upon", " 你"], weights, 3)
+
+
+@pytest.mark.parametrize(("cut", "said"), [(8, "28 teams, 30.0 % lost"), (64, "about 10^14 teams, 8.1 % lost")])
+def test_the_teams_are_counted_from_the_cut(cut: int, said: str) -> None:
+    chosen = [[True] * 16 + [False] * 48]
+    assert plot.teams(chosen, cut, {8: 0.3, 64: 0.081}).alt.endswith(said)
