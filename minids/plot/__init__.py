@@ -23,6 +23,7 @@ from minids.plot.attention import cache_of_models, decode_cost, low_rank, number
 from minids.plot.inside import experts_of_tokens, next_tokens, residual_stream
 from minids.plot.machine import machine
 from minids.plot.model import anatomy, cache_bytes
+from minids.plot.moe import dispatch_times, flow, shares, sorted_pairs, teams, used_parameters
 from minids.plot.mtp import agreement, paired_runs, shifted_sequences
 from minids.plot.pretrain import live_run, race, schedule, spike
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
@@ -31,7 +32,8 @@ from minids.plot.training import curves
 
 __all__ = [
     "COLOURS", "LINES", "Picture", "after_the_cut", "agreement", "anatomy", "axes", "bytes_per_token", "cache_bytes",
-    "cache_of_models", "curves", "decode_cost", "documents_in_rows", "experts_of_tokens", "label", "live_run",
-    "low_rank", "machine", "merge_wall", "next_tokens", "numbers_per_token", "paired_runs", "quality_by_cache",
-    "race", "residual_stream", "schedule", "shifted_sequences", "spike", "style", "styled",
+    "cache_of_models", "curves", "decode_cost", "dispatch_times", "documents_in_rows", "experts_of_tokens", "flow",
+    "label", "live_run", "low_rank", "machine", "merge_wall", "next_tokens", "numbers_per_token", "paired_runs",
+    "quality_by_cache", "race", "residual_stream", "schedule", "shares", "shifted_sequences", "sorted_pairs", "spike",
+    "style", "styled", "teams", "used_parameters",
 ]  # fmt: skip
