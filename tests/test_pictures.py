@@ -47,6 +47,7 @@ DRAWINGS |= {  # 01_tokens
     "bytes_per_token": lambda: plot.bytes_per_token([266, 512, 2048], {"en": [1.0, 2.0, 3.8], "digits": [1, 1, 1]}),
     "documents_in_rows": lambda: plot.documents_in_rows(ROWS, 13),
     "after_the_cut": lambda: plot.after_the_cut(0.9, {"counted": [(0.0, 0.0), (1.0, 0.9)], "trained": [(0.5, 0.7)]}),
+}
 DRAWINGS |= {  # 04_moe
     "teams": lambda: plot.teams([[True, False, False, True], [False, True, False, False]], 4, {4: 0.4, 16: 0.1}),
     "flow": lambda: plot.flow(["Once", " upon", " 你"], [[0.6, 0, 0, 0.4], [0, 0.5, 0.5, 0], [0.3, 0, 0.7, 0]], 1),
@@ -231,6 +232,8 @@ def test_the_wall_of_merges_counts_tokens_and_joins_a_run_from_the_left(n: int, 
 def test_a_merge_that_is_not_given_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1 merges are given; got n=2\. Take from 0 to 1\."):
         plot.merge_wall("aaa", [("a", "a")], 2)
+
+
 def test_the_flow_says_who_answers_for_the_token_in_colour() -> None:
     weights = [[0.6, 0, 0, 0.4], [0, 0.5, 0.5, 0], [0.3, 0, 0.7, 0]]
     said = plot.flow(["Once", " upon", " 你"], weights, 1, shared=1).alt

@@ -91,8 +91,7 @@ CUT = define(
         slip("w2.view(D, parts, F // parts).transpose(0, 1)", "w2.T.reshape(parts, F // parts, D)",
              draws="cut its columns", why="Rows for columns: each expert transposed."),
         slip("w1, w3 = w13.view(2, parts, F // parts, D)",
-             "w1, w3 = w13.view(2, F // parts, parts, D).transpose(1, 2)", draws="dealt out in turn",
-             why="Neurons 0, E, 2E, ... for expert 0, but a block of columns."),
+             "w1, w3 = w13.view(2, F // parts, parts, D).transpose(1, 2)", draws="in turn", why="Rows 0, E, 2E, ..."),
         slip("torch.cat([w1, w3], dim=1)", "torch.cat([w3, w1], dim=1)", draws="changed places", why="Which is gated."),
     ),
 )  # fmt: skip
@@ -292,8 +291,7 @@ def check_dispatch(fn):
         (bare.sum(1), "The weights are missing."),
         (lambda got: torch.allclose(got, unsorted), "The weights are in the tokens' order, the rows in the experts': "
          "sort the weights along."),
-        (lambda got: got.shape == (T, D), "Which token does a sorted pair belong to? Pair number p of the flattened "
-         "[T, K] is token p // K."),
+        (lambda got: got.shape == (T, D), "Whose is a sorted pair? Number p of the flattened [T, K] is token p // K."),
     ])  # fmt: skip
     ensure(max(calls) <= 1, "each expert run at most once", f"one was run {max(calls)} times",
            "The result is right, but slow: hand an expert all of its tokens in one call.")  # fmt: skip
@@ -326,7 +324,7 @@ DISPATCH = define(
              draws="still sorted by expert", why="Forgets to undo the order."),
         slip("weights.flatten()[order]", "weights.flatten()", draws="sort the weights along",
              why="Sorts rows, not weights."),
-        slip("order // indices.shape[1]", "order % len(x)", draws="p // K", why="The token as remainder."),
+        slip("order // indices.shape[1]", "order % len(x)", draws="p // K", why="A remainder."),
         wrong("""
             def dispatch(x, weights, indices, experts):
                 y = torch.zeros_like(x)
