@@ -56,6 +56,12 @@ DRAWINGS |= {  # 04_moe
     "dispatch_times": lambda: plot.dispatch_times([1, 64, 512], {"loop": [300, 200], "sort": [90.0, 8.0, 3.0]}),
     "used_parameters": lambda: plot.used_parameters({"experts": (653.9e9, 20.4e9), "embedding": (0.93e9, 0)}),
     "shares": lambda: plot.shares({"untrained": [0.1, 0.6, 0.3], "trained": [0.3, 0.4, 0.3]}, 1 / 3),
+DRAWINGS |= {  # 02_attention
+    "step_times": lambda: plot.step_times({"again": [0.002, 0.003, 0.005, 0.006], "cached": [0.002] * 4}, block=2),
+    "mask_corners": lambda: plot.mask_corners(3, 7),
+    "turning_pairs": lambda: plot.turning_pairs(40, 12),
+    "what_fits": lambda: plot.what_fits({"MHA": (157, 3e-3, 1.2), "MQA": (132, 5e-5, 1.1)}, 4096, 64, 640, 26_800),
+    "what_fits where nothing does": lambda: plot.what_fits({"MHA": (157, 3e-3, 1.2)}, 4096, 640, 640, 26_800),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
@@ -247,3 +253,19 @@ def test_the_flow_says_who_answers_for_the_token_in_colour() -> None:
 def test_the_teams_are_counted_from_the_cut(cut: int, said: str) -> None:
     chosen = [[True] * 16 + [False] * 48]
     assert plot.teams(chosen, cut, {8: 0.3, 64: 0.081}).alt.endswith(said)
+@pytest.mark.parametrize(("queries", "keys"), [(0, 4), (5, 4)])
+def test_a_mask_of_more_queries_than_keys_is_refused(queries: int, keys: int) -> None:
+    with pytest.raises(ValueError, match=rf"1 <= S <= T; got S = {queries}, T = {keys}"):
+        plot.mask_corners(queries, keys)
+
+
+def test_the_score_of_turning_pairs_depends_on_their_distance_alone() -> None:
+    said = [plot.turning_pairs(q, k).alt.split("distance")[1] for q, k in ((40, 12), (160, 132), (41, 12))]
+    assert said[0] == said[1] != said[2]
+
+
+def test_what_fits_is_the_sum_of_weights_and_of_each_user_s_cache() -> None:
+    kinds = {"MHA": (157.0, 3e-3, 1.2), "MQA": (132.0, 5e-5, 1.1)}
+    assert "64 users of 1,000 tokens need MHA 349 GB, MQA 135 GB" in plot.what_fits(kinds, 1000, 64, 640, 26_800).alt
+    labels = [line.get_label() for line in plot.what_fits(kinds, 1000, 64, 640, 26_800).axes[0].lines]
+    assert "MHA: up to 2,515" in labels  # (640 - 157) / (64 x 0.003)

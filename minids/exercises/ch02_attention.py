@@ -161,7 +161,7 @@ CACHED_ATTENTION = define(
 
 
 def rotate(x, start, theta):
-    """RoPE on x [B S H R], whose S tokens stand at positions start, start + 1, ..: pairs (x0, x1), (x2, x3), .."""
+    """RoPE on x [B S H R], whose S tokens stand from `start` on: pairs (x0, x1), (x2, x3), .."""
     S, R = x.shape[1], x.shape[-1]
     f = theta ** -(torch.arange(0, R, 2) / R)
     angle = torch.outer(start + torch.arange(S), f)[:, None]
@@ -337,7 +337,7 @@ DECODE_STEP = define(
 
 
 def users_that_fit(cfg, context, memory):
-    """How many users with `context` tokens each fit beside the weights into `memory` bytes, all in BF16."""
+    """How many users with `context` tokens each fit into `memory` bytes beside the weights; BF16."""
     weights = 2 * params(cfg).total
     cache = 2 * cfg.n_kv_heads * cfg.v_head_dim * cfg.n_layers * context * 2
     return (memory - weights) // cache
