@@ -56,6 +56,7 @@ DRAWINGS |= {  # 04_moe
     "dispatch_times": lambda: plot.dispatch_times([1, 64, 512], {"loop": [300, 200], "sort": [90.0, 8.0, 3.0]}),
     "used_parameters": lambda: plot.used_parameters({"experts": (653.9e9, 20.4e9), "embedding": (0.93e9, 0)}),
     "shares": lambda: plot.shares({"untrained": [0.1, 0.6, 0.3], "trained": [0.3, 0.4, 0.3]}, 1 / 3),
+}
 DRAWINGS |= {  # 02_attention
     "step_times": lambda: plot.step_times({"again": [0.002, 0.003, 0.005, 0.006], "cached": [0.002] * 4}, block=2),
     "mask_corners": lambda: plot.mask_corners(3, 7),
@@ -253,6 +254,8 @@ def test_the_flow_says_who_answers_for_the_token_in_colour() -> None:
 def test_the_teams_are_counted_from_the_cut(cut: int, said: str) -> None:
     chosen = [[True] * 16 + [False] * 48]
     assert plot.teams(chosen, cut, {8: 0.3, 64: 0.081}).alt.endswith(said)
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(0, 4), (5, 4)])
 def test_a_mask_of_more_queries_than_keys_is_refused(queries: int, keys: int) -> None:
     with pytest.raises(ValueError, match=rf"1 <= S <= T; got S = {queries}, T = {keys}"):
