@@ -63,6 +63,17 @@ DRAWINGS |= {  # 02_attention
     "turning_pairs": lambda: plot.turning_pairs(40, 12),
     "what_fits": lambda: plot.what_fits({"MHA": (157, 3e-3, 1.2), "MQA": (132, 5e-5, 1.1)}, 4096, 64, 640, 26_800),
     "what_fits where nothing does": lambda: plot.what_fits({"MHA": (157, 3e-3, 1.2)}, 4096, 640, 640, 26_800),
+DRAWINGS |= {  # 05_balance
+    "load_maps": lambda: plot.load_maps({"none": [[9, 1, 2], [8, 2, 2]], "bias": [[4, 4, 4], [5, 4, 3]]}),
+    "balance_curves": lambda: plot.balance_curves({"none": [[2.0, 3.0], [2.5, 2.0]], "bias": [[1.0, 0.3]]}, 2, [0.5]),
+    "balance_cost": lambda: plot.balance_cost(
+        {"loss": [("0.1", 0.4, 0.25), ("0", 1.3, 0.2)], "bias": [("1", 0.6, 0.2)]}
+    ),
+    "router_lab": lambda: plot.router_lab([[3, 1], [4, 0], [2, 2]], [1.0, 0.9, 0.8], [(0.0, 0.0, 2, 4)] * 3),
+    "router_lab at its start": lambda: plot.router_lab([], [], []),
+    "relative_load": lambda: plot.relative_load({"bias": {"en": [1.9, 0.1, 1.0], "zh": [0.2, 2.1, 0.7]}}),
+    "domain_pair": lambda: plot.domain_pair([1.9, 0.1, 1.0], [0.2, 1.2, 1.6], ("English", "code")),
+    "node_traffic": lambda: plot.node_traffic([0.1, 0.2, 0.3], [0.3, 0.3, 0.3], marked=2, title="13 experts"),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
