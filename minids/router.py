@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from minids.config import Config
@@ -94,6 +94,16 @@ def max_violation(load: Int[Tensor, "*layers E"]) -> Float[Tensor, "*layers"]:
     """MaxVio = max_i load_i / mean load - 1 (arXiv 2408.15664, eq. 4): 0 is perfect balance, 1 is twice the mean."""
     load = load.float()
     return load.amax(-1) / load.mean(-1) - 1
+
+
+def mutual_information(counts: Shaped[Tensor, "*more A E"]) -> Float[Tensor, "*more"]:
+    """Bits that the expert tells about the row (a domain), from a table of counts; 0 where all rows look alike.
+
+    sum p(a, e) log2 p(a, e) / (p(a) p(e)). From few counts it comes out too large: compare with shuffled rows.
+    """
+    p = counts.double() / counts.sum((-2, -1), keepdim=True)
+    independent = p.sum(-1, keepdim=True) * p.sum(-2, keepdim=True)
+    return torch.where(p > 0, p * (p / independent).log2(), 0.0).sum((-2, -1))
 
 
 def sequence_balance_loss(scores: Float[Tensor, "B S E"], indices: Int[Tensor, "B S K"]) -> Float[Tensor, ""]:

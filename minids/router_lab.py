@@ -73,6 +73,7 @@ class RouterLab:
         for p in self.layer.parameters():
             torch.nn.init.normal_(p, std=self.cfg.init_std, generator=self.dice)
         self.optimizer = torch.optim.AdamW(self.layer.parameters(), self.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.tick = 0
         self.loads: list[list[int]] = []
         self.losses: list[float] = []
         self.settings: list[tuple[float, float, int, int]] = []  # gamma, alpha, K, M of each step
@@ -91,6 +92,13 @@ class RouterLab:
             self.loads.append(routing.load.tolist())
             self.losses.append(loss.item())
             self.settings.append((gamma, alpha, top_k, groups))
+
+    def follow(self, tick: int, gamma: float, alpha: float, top_k: int, groups: int, steps: int = 5) -> None:
+        """One call for each tick of a clock or move of a slider: train on, or begin anew when the clock went back."""
+        if tick < self.tick:
+            self.restart()
+        self.tick = tick
+        self.advance(steps, gamma, alpha, top_k, groups)
 
     @property
     def max_vio(self) -> Float[Tensor, "steps"]:

@@ -1,12 +1,13 @@
 """The gate against a slow one that follows the paper token by token, and the laws of balancing."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from minids.config import tiny, v2
-from minids.router import Gate, expert_load, limit_groups, max_violation, sequence_balance_loss
+from minids.router import Gate, expert_load, limit_groups, max_violation, mutual_information, sequence_balance_loss
 
 V3 = replace(tiny(), dim=6, n_routed_experts=12, n_activated_experts=3, n_expert_groups=4, n_limited_groups=2,
              route_scale=2.5)  # fmt: skip
@@ -115,3 +116,17 @@ def test_the_sequence_loss_is_eq_17_to_20_and_one_when_balanced():
 
 def test_max_violation_is_zero_for_equal_loads_and_counts_in_means():
     assert max_violation(torch.tensor([[4, 4], [6, 2]])).tolist() == [0.0, 0.5]
+
+
+def test_the_bits_of_a_table_are_entropy_of_rows_minus_entropy_when_the_expert_is_known():
+    counts = torch.randint(0, 9, (3, 5))
+    p = counts.double() / counts.sum()
+
+    def entropy(q):
+        return -sum(x * math.log2(x) for x in q.flatten().tolist() if x > 0)
+
+    known = sum(float(p[:, e].sum()) * entropy(p[:, e] / p[:, e].sum()) for e in range(5) if p[:, e].any())
+    assert mutual_information(counts).item() == pytest.approx(entropy(p.sum(1)) - known)
+    tables = torch.stack([counts, torch.zeros(3, 5, dtype=torch.long), torch.ones(3, 5, dtype=torch.long)])
+    assert mutual_information(tables).tolist() == [pytest.approx(mutual_information(counts).item()), 0.0, 0.0]
+    assert mutual_information(torch.diag(torch.tensor([7, 7, 7, 7]))).item() == pytest.approx(2.0)

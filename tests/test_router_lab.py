@@ -104,6 +104,13 @@ def test_more_experts_than_the_groups_hold_are_refused() -> None:
         lab().advance(1, 0.0, 0.0, top_k=3, groups=1)
 
 
+def test_a_run_follows_a_clock_and_begins_anew_when_it_is_set_back() -> None:
+    run = lab()
+    for tick, steps in ((1, 5), (2, 10), (2, 15), (0, 5), (1, 10)):  # the same tick again: a slider was moved
+        run.follow(tick, 0.01, 0.0, 2, 4)
+        assert len(run.loads) == steps
+
+
 def test_the_picture_of_a_run_says_where_it_stands() -> None:
     run = lab()
     run.advance(30, 0.01, 0.0, 2, 4)
