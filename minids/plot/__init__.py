@@ -20,6 +20,15 @@ with the axes 7 inches wide, so that a slider over it feels alive.
 """
 
 from minids.plot.attention import cache_of_models, decode_cost, low_rank, numbers_per_token, quality_by_cache
+from minids.plot.balance import (
+    balance_cost,
+    balance_curves,
+    domain_pair,
+    load_maps,
+    node_traffic,
+    relative_load,
+    router_lab,
+)
 from minids.plot.heads import mask_corners, step_times, turning_pairs, what_fits
 from minids.plot.inside import experts_of_tokens, next_tokens, residual_stream
 from minids.plot.machine import machine
@@ -32,10 +41,11 @@ from minids.plot.tokens import after_the_cut, bytes_per_token, documents_in_rows
 from minids.plot.training import curves
 
 __all__ = [
-    "COLOURS", "LINES", "Picture", "after_the_cut", "agreement", "anatomy", "axes", "bytes_per_token", "cache_bytes",
-    "cache_of_models", "curves", "decode_cost", "dispatch_times", "documents_in_rows", "experts_of_tokens", "flow",
-    "label", "live_run", "low_rank", "machine", "mask_corners", "merge_wall", "next_tokens", "numbers_per_token",
-    "paired_runs", "quality_by_cache", "race", "residual_stream", "schedule", "shares", "shifted_sequences",
-    "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "turning_pairs", "used_parameters",
-    "what_fits",
+    "COLOURS", "LINES", "Picture", "after_the_cut", "agreement", "anatomy", "axes", "balance_cost", "balance_curves",
+    "bytes_per_token", "cache_bytes", "cache_of_models", "curves", "decode_cost", "dispatch_times",
+    "documents_in_rows", "domain_pair", "experts_of_tokens", "flow", "label", "live_run", "load_maps", "low_rank",
+    "machine", "mask_corners", "merge_wall", "next_tokens", "node_traffic", "numbers_per_token", "paired_runs",
+    "quality_by_cache", "race", "relative_load", "residual_stream", "router_lab", "schedule", "shares",
+    "shifted_sequences", "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "turning_pairs",
+    "used_parameters", "what_fits",
 ]  # fmt: skip
