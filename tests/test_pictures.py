@@ -63,6 +63,7 @@ DRAWINGS |= {  # 02_attention
     "turning_pairs": lambda: plot.turning_pairs(40, 12),
     "what_fits": lambda: plot.what_fits({"MHA": (157, 3e-3, 1.2), "MQA": (132, 5e-5, 1.1)}, 4096, 64, 640, 26_800),
     "what_fits where nothing does": lambda: plot.what_fits({"MHA": (157, 3e-3, 1.2)}, 4096, 640, 640, 26_800),
+}
 DRAWINGS |= {  # 05_balance
     "load_maps": lambda: plot.load_maps({"none": [[9, 1, 2], [8, 2, 2]], "bias": [[4, 4, 4], [5, 4, 3]]}),
     "balance_curves": lambda: plot.balance_curves({"none": [[2.0, 3.0], [2.5, 2.0]], "bias": [[1.0, 0.3]]}, 2, [0.5]),
