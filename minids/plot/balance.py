@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import to_hex
 
 from minids.plot.style import BLUE, COLOURS, GREEN, GREY, LINES, ORANGE, PALE, Picture, axes, styled, text_on
 
@@ -120,7 +121,7 @@ def router_lab(
     _strip(ax, losses[first:], (5, 22), 1.0, BLUE, window)
     changes = [i - first for i in range(max(first, 1), n) if settings[i] != settings[i - 1]]
     ax.vlines(changes, 5, 84, color="black", linewidth=1, linestyle=":")
-    left = {"ha": "right", "va": "center", "fontsize": 9}
+    left: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9}
     for y, text in ((82, "expert 1"), (49, str(len(shares))), (34, "MaxVio"), (13, "loss")):
         ax.text(-0.012 * window, y, text, **left)
     for y, text in ((42, "3"), (27, "0"), (21, "1"), (6, "0")):
@@ -162,7 +163,7 @@ def relative_load(
         a.imshow(colours, aspect="auto", interpolation="nearest")
         for (d, e), value in np.ndenumerate(grid):
             if numbers:
-                ink = text_on(mpl.colors.to_hex(colours[d, e]))
+                ink = text_on(to_hex(colours[d, e]))
                 a.text(e, d, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
         a.set_yticks(range(len(loads)), list(loads))
         a.set_xticks(range(grid.shape[1]), [str(e) for e in order])
