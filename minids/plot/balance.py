@@ -121,15 +121,16 @@ def router_lab(
     _strip(ax, losses[first:], (5, 22), 1.0, BLUE, window)
     changes = [i - first for i in range(max(first, 1), n) if settings[i] != settings[i - 1]]
     ax.vlines(changes, 5, 84, color="black", linewidth=1, linestyle=":")
-    left: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9}
+    right: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9}
+    left = {**right, "ha": "left"}
     for y, text in ((82, "expert 1"), (49, str(len(shares))), (34, "MaxVio"), (13, "loss")):
-        ax.text(-0.012 * window, y, text, **left)
+        ax.text(-0.012 * window, y, text, **right)
     for y, text in ((42, "3"), (27, "0"), (21, "1"), (6, "0")):
-        ax.text(-0.012 * window, y, text, **left, color=GREY)
+        ax.text(-0.012 * window, y, text, **right, color=GREY)
     ax.text(-0.12 * window, 95, f"{now}     {recent}", va="center", weight="bold")
-    ax.text(0, 88.5, "red: twice its fair share or more; white: the fair share; blue: idle", **left | {"ha": "left"})
-    ax.text(0, 1.5, f"step {first}", **left | {"ha": "left"}, color=GREY)
-    ax.text(window, 1.5, f"{first + window}", **left, color=GREY)
+    ax.text(0, 88.5, "red: twice its fair share or more; white: the fair share; blue: idle", **left)
+    ax.text(0, 1.5, f"step {first}", **left, color=GREY)
+    ax.text(window, 1.5, f"{first + window}", **right, color=GREY)
     return picture
 
 
@@ -163,7 +164,7 @@ def relative_load(
         a.imshow(colours, aspect="auto", interpolation="nearest")
         for (d, e), value in np.ndenumerate(grid):
             if numbers:
-                ink = text_on(to_hex(colours[d, e]))
+                ink = text_on(to_hex(tuple(colours[d, e].tolist())))
                 a.text(e, d, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
         a.set_yticks(range(len(loads)), list(loads))
         a.set_xticks(range(grid.shape[1]), [str(e) for e in order])
