@@ -69,7 +69,7 @@ def check_causal_attention(fn):
 
 
 CAUSAL_ATTENTION = define(
-    "2.1", "Causal attention, all heads at once", minutes=12, difficulty=2,
+    "2.1", "Causal attention, all heads at once", minutes=10, difficulty=2,
     statement="""
         Write `causal_attention(q, k, v)` without loops, for `q` and `k` of shape `[B, S, H, d]` and `v` of shape
         `[B, S, H, V]`: each head by itself, position i sees positions 0 to i. The result is `[B, S, H, V]`.
@@ -129,7 +129,7 @@ def check_cached_attention(fn):
 
 
 CACHED_ATTENTION = define(
-    "2.2", "A few new tokens behind a cache", minutes=8, difficulty=2,
+    "2.2", "A few new tokens behind a cache", minutes=6, difficulty=2,
     statement="""
         S new tokens come at the end of a text of T tokens. Write `cached_attention(q, k, v)` with
         `F.scaled_dot_product_attention`, for `q` of shape `[B, H, S, d]`, `k` and `v` of shape `[B, H, T, d]`, so that
@@ -202,7 +202,7 @@ def check_rotate(fn):
 
 
 ROTATE = define(
-    "2.3", "Turn the pairs", minutes=12, difficulty=2,
+    "2.3", "Turn the pairs", minutes=10, difficulty=2,
     statement="""
         Write `rotate(x, start, theta)`: RoPE on `x` of shape `[B, S, H, R]`. Its S tokens stand at the positions
         `start`, `start + 1`, ... Pair i, the features $x_{2i}$ and $x_{2i+1}$, turns by $f_i = \\theta^{-2i/R}$ radians
@@ -300,7 +300,7 @@ APPEND = "k_cache, v_cache = torch.cat([k_cache, k], 1), torch.cat([v_cache, v],
 SPREAD = "keys = k_cache.repeat_interleave(share, 2)\n    values = v_cache.repeat_interleave(share, 2)"
 
 DECODE_STEP = define(
-    "2.4", "Decode one token", minutes=15, difficulty=3,
+    "2.4", "Decode one token", minutes=12, difficulty=3,
     statement="""
         Write `decode_step(q, k, v, k_cache, v_cache, freqs_cis)` for **one** new token. `q` is `[B, 1, H, d]`, `k` and
         `v` are `[B, 1, G, d]`, all before RoPE; the caches `[B, T, G, d]` hold T tokens, keys turned already.
@@ -371,7 +371,7 @@ def check_users(fn, c: Config, context: int):
 
 
 USERS_THAT_FIT = define(
-    "2.5", "How many users fit", minutes=8, difficulty=1,
+    "2.5", "How many users fit", minutes=5, difficulty=1,
     statement="""
         Write `users_that_fit(cfg, context, memory)`: beside the weights, how many users with `context` tokens each have
         room for their caches in `memory` bytes. Weights and caches are BF16, 2 bytes a number; `params(cfg).total` is
