@@ -1,12 +1,13 @@
-"""Pictures of the model floor: the anatomy of a model, the cache of attention."""
+"""Pictures of the model floor: the cache of attention, a model's parts, its depth, and conversions that went wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minids.plot.style import COLOURS, GREY, LINES, Picture, axes, styled, text_on
+from minids.plot.style import BLUE, COLOURS, GREY, LINES, SKY, Picture, axes, styled, text_on
 
 
 @styled
@@ -68,3 +69,48 @@ def _short(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f}{letter}"
     return f"{count:.0f}"
+
+
+@styled
+def by_depth(lines: Mapping[str, Sequence[float]], ylabel: str, title: str = "") -> Picture:
+    """A number after each block, from the first to the last, one line for each way to build the blocks.
+
+    Args:
+        lines: name -> one positive number a block; a line ends where its numbers are no longer finite.
+        ylabel: what the numbers are. Their axis is logarithmic.
+    """
+    picture, ax = axes(f"{title or ylabel} by depth: {', '.join(lines)}", height=3.0)
+    for i, (name, values) in enumerate(lines.items()):
+        colour, shown = COLOURS[i % len(COLOURS)], [v for v in values if math.isfinite(v)]
+        ax.plot(range(1, len(shown) + 1), shown, LINES[i % len(LINES)], color=colour, label=name)
+        if len(shown) < len(values):
+            ax.plot(len(shown), shown[-1], "X", color=colour, markersize=9)
+            text = f"beyond the largest number after block {len(shown)}"
+            ax.annotate(text, (len(shown), shown[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+    ax.set(title=title, xlabel="block", ylabel=ylabel, yscale="log")
+    ax.margins(y=0.12)
+    ax.legend()
+    return picture
+
+
+@styled
+def conversions(found: Mapping[str, tuple[float, float]], right: float) -> Picture:
+    """Mistakes in converting weights: the largest difference of a logit, and what it does to the text's prediction.
+
+    Args:
+        found: mistake -> (largest difference of a logit, bits per byte afterwards).
+        right: bits per byte without a mistake.
+    """
+    names = list(found)
+    picture, panels = axes(f"Converted with a mistake: {', '.join(names)}", 1, 2, height=0.9 + 0.3 * len(names))
+    left, other = panels
+    for ax, values in ((left, [d for d, _ in found.values()]), (other, [bits for _, bits in found.values()])):
+        bars = ax.barh(names, values, color=BLUE if ax is left else SKY, height=0.6)
+        ax.bar_label(bars, [f"{v:.2g}" if ax is left else f"{v:.2f}" for v in values], padding=3, fontsize=9)
+        ax.margins(x=0.22)
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+    left.set(title="largest difference of a logit", xscale="log")
+    other.set(title="bits per byte, unseen stories", yticks=[])
+    other.axvline(right, color=GREY, linewidth=1, linestyle="--")
+    return picture
