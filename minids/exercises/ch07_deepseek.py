@@ -49,7 +49,6 @@ def check_moe_block(fn):
             (h + shared(n) + routed(n), "The factor is missing: 2.5 in V3, on the routed experts."),
             (h + shared(late) + scale * routed(late), "The FFN reads the stream from before attention: that is a "
              "parallel block. Here it reads what attention has added too."),
-            (h + shared(h) + scale * routed(h), "The FFN reads the stream without its norm."),
             (shared(n) + scale * routed(n), "The second sum is missing: what the FFN says is added to the stream."),
             (n + shared(n) + scale * routed(n), "The normalised copy is added instead of the stream: the stream "
              "itself is never normalised inside a block."),
@@ -126,17 +125,15 @@ def check_attention_parameters(fn):
             (want - H * V * D, "wo is missing: from all heads' values back to D."),
             (want - H * V * D + D * D, "wo is not D x D: it reads H V features, in V3 more than twice as many as D."),
             (want - C * H * V, "The values are missing: wkv_b makes N + V numbers for each head."),
-            (want - C * H * N, "The keys are missing: wkv_b makes N + V numbers for each head."),
-            (want + R, "kv_norm has C weights: k_pe passes it by."),
         ])  # fmt: skip
 
 
 ATTENTION_PARAMETERS = define(
     "7.2", "The parameters of attention", minutes=8, difficulty=2,
     statement="""
-        Write `attention_parameters(cfg)`: how many parameters MLA has in one layer. Sizes: `cfg.dim` D, `cfg.n_heads` H,
-        `cfg.q_lora_rank` Q, `cfg.kv_lora_rank` C, `cfg.qk_nope_head_dim` N, `cfg.qk_rope_head_dim` R, `cfg.v_head_dim` V.
-        The checked models compress their queries (V2 and V3 do, V2-Lite does not). Nothing has a bias.
+        Write `attention_parameters(cfg)`: how many parameters MLA has in one layer. Sizes: `cfg.dim` D,
+        `cfg.n_heads` H, `cfg.q_lora_rank` Q, `cfg.kv_lora_rank` C; `cfg.qk_nope_head_dim` N, `cfg.qk_rope_head_dim` R,
+        `cfg.v_head_dim` V. The checked models compress their queries (V2 and V3 do, V2-Lite does not). Nothing has a bias.
     """,
     hints=(
         "Five matrices and two norms. The table above lists them; which letters give each shape?",
@@ -157,7 +154,6 @@ ATTENTION_PARAMETERS = define(
         slip("D * (C + R)", "D * (C + H * R)", draws="all heads share one", why="A rotated key a head, as in MHA."),
         slip("+ H * V * D", "", draws="wo is missing", why="Forgets the way back."),
         slip("H * V * D", "D * D", draws="wo is not D x D", why="As where H V = D."),
-        slip("Q * H * (N + R)", "Q * H * N", draws="queries' rotated part", why="Forgets q_pe."),
         slip("C * H * (N + V)", "C * H * N", draws="values are missing", why="Rebuilds keys only."),
     ),
 )  # fmt: skip
@@ -197,7 +193,6 @@ def held_causes(cfg: Config):
     p, D, moe = params(cfg), cfg.dim, cfg.n_moe_layers
     return [
         (place(0, p.total - p.shared_experts), "Held: the shared experts are missing. They come on top of the E."),
-        (place(0, p.total - D), "Held: the norm before the head is missing."),
         (place(0, p.total - 2 * D * cfg.n_layers), "Held: the blocks' norms are missing, two in each."),
         (place(0, p.total - p.head), "Held: head and embedding are two tables in this family."),
         (place(0, p.total - p.gates), "Held: the gates are missing, one in each layer with experts."),
@@ -227,9 +222,7 @@ def file_causes(cfg: Config):
         (place(2, p.total + p.mtp), "In the files: every tensor of the module is stored under its layer's number, the "
          "tables too: two copies more."),
         (place(2, p.total + p.mtp + table), "In the files: both tables are copied, embedding and head."),
-        (place(2, files - 2 * D * D), "In the files: eh_proj is missing, [D, 2D]."),
-        (place(2, files - 3 * D), "In the files: the module's own three norms are missing, besides the block's two."),
-        (place(2, files - 2 * D * D - 3 * D), "In the files: the module is more than a block: add eh_proj and 3 norms."),
+        (place(2, files - 2 * D * D - 3 * D), "In the files: the module is more than a block: eh_proj, three norms."),
     ]  # fmt: skip
 
 
