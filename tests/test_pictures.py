@@ -15,6 +15,7 @@ from PIL import Image
 
 from minids import plot, widgets
 from minids.plot.style import text_on
+from minids.plot.treemap import squarify
 from minids.widgets import LivePlot, explore
 
 DRAWINGS: dict[str, Callable[[], plot.Picture]] = {
@@ -75,6 +76,15 @@ DRAWINGS |= {  # 05_balance
     "relative_load": lambda: plot.relative_load({"bias": {"en": [1.9, 0.1, 1.0], "zh": [0.2, 2.1, 0.7]}}),
     "domain_pair": lambda: plot.domain_pair([1.9, 0.1, 1.0], [0.2, 1.2, 1.6], ("English", "code")),
     "node_traffic": lambda: plot.node_traffic([0.1, 0.2, 0.3], [0.3, 0.3, 0.3], marked=2, title="13 experts"),
+DRAWINGS |= {  # 07_deepseek
+    "treemap": lambda: plot.treemap(
+        {"routed experts": 654e9, "attention": 11.4e9, "rest": 6e9}, {"routed experts": 2e10}
+    ),
+    "treemap of one part": lambda: plot.treemap({"a part with a long name": 7, "nothing": 0}, title="one"),
+    "by_depth": lambda: plot.by_depth(
+        {"before": [1.0, 2.0], "none": [3.0, float("inf")]}, "root mean square", "Stream"
+    ),
+    "conversions": lambda: plot.conversions({"lost": (3.4, 0.31), "swapped": (18.0, 1.7)}, right=0.3, rounding=1e-5),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
@@ -284,3 +294,27 @@ def test_what_fits_is_the_sum_of_weights_and_of_each_user_s_cache() -> None:
     assert "64 users of 1,000 tokens need MHA 349 GB, MQA 135 GB" in plot.what_fits(kinds, 1000, 64, 640, 26_800).alt
     labels = [line.get_label() for line in plot.what_fits(kinds, 1000, 64, 640, 26_800).axes[0].lines]
     assert "MHA: up to 2,515" in labels  # (640 - 157) / (64 x 0.003)
+def test_the_areas_of_a_treemap_are_the_parameters_and_fill_the_map_without_overlap() -> None:
+    sizes, box = [60.0, 17.0, 11.0, 6.0, 5.0, 1.0], (0.5, 0.25, 4.0, 3.0)
+    boxes = squarify(sizes, box)
+    for size, (_, _, w, h) in zip(sizes, boxes, strict=True):
+        assert w * h == pytest.approx(size / sum(sizes) * 12)
+    for i, (x, y, w, h) in enumerate(boxes):
+        assert x >= 0.5 - 1e-9 and y >= 0.25 - 1e-9 and x + w <= 4.5 + 1e-9 and y + h <= 3.25 + 1e-9
+        for x2, y2, w2, h2 in boxes[:i]:
+            assert min(x + w, x2 + w2) - max(x, x2) < 1e-9 or min(y + h, y2 + h2) - max(y, y2) < 1e-9
+    assert max(max(w / h, h / w) for _, _, w, h in boxes[:5]) < 3  # slices side by side would reach 16
+
+
+def test_a_treemap_says_what_one_token_touches_and_the_shares_of_the_parts() -> None:
+    alt = plot.treemap({"head": 10, "routed experts": 90, "norms": 0}, {"routed experts": 15}, "M").alt
+    assert alt == (
+        "Treemap of M: 100 parameters; solid: 25 (25.0%), touched by one token; routed experts 90.0%, head 10.0%"
+    )
+    assert plot.treemap({"head": 10}, title="M").alt == "Treemap of M: 10 parameters; head 100.0%"
+
+
+@pytest.mark.parametrize("parts", [{}, {"head": 0}, {"head": 3, "norms": -1}])
+def test_a_treemap_of_no_parameters_is_refused(parts: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="an area needs parameters, none of them negative"):
+        plot.treemap(parts)

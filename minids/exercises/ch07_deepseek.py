@@ -261,7 +261,7 @@ THREE_COUNTS = define(
 
 
 def to_halves(w, H, N, R):
-    """wq_b [H(N+R) Q] whose RoPE rows stand in pairs, for a program that turns row j together with row j + R/2."""
+    """wq_b [H(N+R) Q], RoPE rows in pairs, for a program that turns row j together with row j + R/2."""
     w = w.view(H, N + R, -1)
     rope = w[:, N:]
     return torch.cat([w[:, :N], rope[:, 0::2], rope[:, 1::2]], dim=1).flatten(0, 1)

@@ -32,20 +32,21 @@ from minids.plot.balance import (
 from minids.plot.heads import mask_corners, step_times, turning_pairs, what_fits
 from minids.plot.inside import experts_of_tokens, next_tokens, residual_stream
 from minids.plot.machine import machine
-from minids.plot.model import anatomy, cache_bytes
+from minids.plot.model import anatomy, by_depth, cache_bytes, conversions
 from minids.plot.moe import dispatch_times, flow, shares, sorted_pairs, teams, used_parameters
 from minids.plot.mtp import agreement, paired_runs, shifted_sequences
 from minids.plot.pretrain import live_run, race, schedule, spike
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
 from minids.plot.tokens import after_the_cut, bytes_per_token, documents_in_rows, merge_wall
 from minids.plot.training import curves
+from minids.plot.treemap import treemap
 
 __all__ = [
     "COLOURS", "LINES", "Picture", "after_the_cut", "agreement", "anatomy", "axes", "balance_cost", "balance_curves",
-    "bytes_per_token", "cache_bytes", "cache_of_models", "curves", "decode_cost", "dispatch_times",
-    "documents_in_rows", "domain_pair", "experts_of_tokens", "flow", "label", "live_run", "load_maps", "low_rank",
-    "machine", "mask_corners", "merge_wall", "next_tokens", "node_traffic", "numbers_per_token", "paired_runs",
-    "quality_by_cache", "race", "relative_load", "residual_stream", "router_lab", "schedule", "shares",
-    "shifted_sequences", "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "turning_pairs",
-    "used_parameters", "what_fits",
+    "by_depth", "bytes_per_token", "cache_bytes", "cache_of_models", "conversions", "curves", "decode_cost",
+    "dispatch_times", "documents_in_rows", "domain_pair", "experts_of_tokens", "flow", "label", "live_run",
+    "load_maps", "low_rank", "machine", "mask_corners", "merge_wall", "next_tokens", "node_traffic",
+    "numbers_per_token", "paired_runs", "quality_by_cache", "race", "relative_load", "residual_stream", "router_lab",
+    "schedule", "shares", "shifted_sequences", "sorted_pairs", "spike", "step_times", "style", "styled", "teams",
+    "treemap", "turning_pairs", "used_parameters", "what_fits",
 ]  # fmt: skip

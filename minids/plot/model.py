@@ -94,23 +94,26 @@ def by_depth(lines: Mapping[str, Sequence[float]], ylabel: str, title: str = "")
 
 
 @styled
-def conversions(found: Mapping[str, tuple[float, float]], right: float) -> Picture:
+def conversions(found: Mapping[str, tuple[float, float]], right: float, rounding: float) -> Picture:
     """Mistakes in converting weights: the largest difference of a logit, and what it does to the text's prediction.
 
     Args:
         found: mistake -> (largest difference of a logit, bits per byte afterwards).
         right: bits per byte without a mistake.
+        rounding: the difference of a logit that rounding makes.
     """
     names = list(found)
     picture, panels = axes(f"Converted with a mistake: {', '.join(names)}", 1, 2, height=0.9 + 0.3 * len(names))
     left, other = panels
     for ax, values in ((left, [d for d, _ in found.values()]), (other, [bits for _, bits in found.values()])):
-        bars = ax.barh(names, values, color=BLUE if ax is left else SKY, height=0.6)
+        bars = ax.barh(names, values, color=BLUE if ax is left else SKY, height=0.55)
         ax.bar_label(bars, [f"{v:.2g}" if ax is left else f"{v:.2f}" for v in values], padding=3, fontsize=9)
         ax.margins(x=0.22)
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
-    left.set(title="largest difference of a logit", xscale="log")
+    left.set(title="largest difference of a logit", xscale="log", xlim=(rounding / 3, None))
+    left.axvline(rounding, color=GREY, linewidth=1, linestyle="--")
+    left.annotate("rounding", (rounding, len(names) - 0.45), (4, 0), textcoords="offset points", color=GREY)
     other.set(title="bits per byte, unseen stories", yticks=[])
     other.axvline(right, color=GREY, linewidth=1, linestyle="--")
     return picture

@@ -20,11 +20,13 @@ from minids.plot.style import BLUE, COLOURS, GOLD, GREEN, GREY, ORANGE, PINK, SK
 
 Box = tuple[float, float, float, float]  # left, bottom, width, height, in inches
 
-WIDTH, HEIGHT, MAP = 7.0, 3.9, (0.05, 0.05, 4.35, 3.35)
+WIDTH, HEIGHT, MAP = 7.0, 3.9, (0.05, 0.05, 4.25, 3.5)
 KNOWN = {
     "routed experts": ORANGE, "shared experts": GOLD, "attention": BLUE, "dense FFN": SKY, "head": GREEN,
     "embedding": GREY, "gates": PINK, "norms": "#000000",
-}  # fmt: skip
+    "wo": BLUE, "wq": ORANGE, "wq_b": ORANGE, "wq_a": GOLD, "wkv_b": GREEN, "wkv_a": PINK, "q_norm": SKY,
+    "kv_norm": "#000000",
+}  # fmt: skip  # one colour for a part, whatever else is shown
 LETTER = 0.078  # inches: the mean width of a letter at 9 points
 
 
@@ -53,7 +55,7 @@ def treemap(parts: Mapping[str, float], touched: Mapping[str, float] | None = No
     ax.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     ax.axis("off")
     ax.text(0.05, HEIGHT - 0.2, title, fontsize=11.5, weight="bold", va="center")
-    ax.text(WIDTH - 0.05, HEIGHT - 0.2, said, fontsize=9, ha="right", va="center")
+    ax.text(MAP[0] + MAP[2] + 0.2, 0.05, said.replace("; ", "\n").replace(", t", "\nt"), fontsize=9, va="bottom")
     for row, (name, box) in enumerate(zip(held, squarify(list(held.values()), MAP), strict=True), 1):
         colour = KNOWN.get(name, COLOURS[(row - 1) % len(COLOURS)])
         _part(ax, box, colour, lit[name], (name, short(held[name]), str(row)))
@@ -108,10 +110,10 @@ def _part(ax: Any, box: Box, colour: str, lit: float, texts: tuple[str, str, str
 
 def _listed(ax: Any, row: int, name: str, colour: str, count: str, share: float) -> None:
     """A line of the list beside the map: number, colour, name, count, share."""
-    left, y = MAP[0] + MAP[2] + 0.15, HEIGHT - 0.45 - 0.27 * row
+    left, y = MAP[0] + MAP[2] + 0.15, HEIGHT - 0.2 - 0.27 * row
     ax.add_patch(Rectangle((left + 0.2, y - 0.07), 0.14, 0.14, facecolor=colour, linewidth=0))
     ax.text(left + 0.13, y, str(row), fontsize=9, ha="right", va="center")
     ax.text(left + 0.42, y, name, fontsize=9, va="center")
-    ax.text(left + 1.93, y, count, fontsize=9, ha="right", va="center")
+    ax.text(left + 2.0, y, count, fontsize=9, ha="right", va="center")
     percent = f"{100 * share:.1f}%" if share >= 0.0005 else "<0.1%"
-    ax.text(left + 2.4, y, percent, fontsize=9, ha="right", va="center")
+    ax.text(left + 2.48, y, percent, fontsize=9, ha="right", va="center")
