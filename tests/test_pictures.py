@@ -76,6 +76,7 @@ DRAWINGS |= {  # 05_balance
     "relative_load": lambda: plot.relative_load({"bias": {"en": [1.9, 0.1, 1.0], "zh": [0.2, 2.1, 0.7]}}),
     "domain_pair": lambda: plot.domain_pair([1.9, 0.1, 1.0], [0.2, 1.2, 1.6], ("English", "code")),
     "node_traffic": lambda: plot.node_traffic([0.1, 0.2, 0.3], [0.3, 0.3, 0.3], marked=2, title="13 experts"),
+}
 DRAWINGS |= {  # 07_deepseek
     "treemap": lambda: plot.treemap(
         {"routed experts": 654e9, "attention": 11.4e9, "rest": 6e9}, {"routed experts": 2e10}
@@ -294,6 +295,8 @@ def test_what_fits_is_the_sum_of_weights_and_of_each_user_s_cache() -> None:
     assert "64 users of 1,000 tokens need MHA 349 GB, MQA 135 GB" in plot.what_fits(kinds, 1000, 64, 640, 26_800).alt
     labels = [line.get_label() for line in plot.what_fits(kinds, 1000, 64, 640, 26_800).axes[0].lines]
     assert "MHA: up to 2,515" in labels  # (640 - 157) / (64 x 0.003)
+
+
 def test_the_areas_of_a_treemap_are_the_parameters_and_fill_the_map_without_overlap() -> None:
     sizes, box = [60.0, 17.0, 11.0, 6.0, 5.0, 1.0], (0.5, 0.25, 4.0, 3.0)
     boxes = squarify(sizes, box)

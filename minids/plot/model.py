@@ -103,17 +103,18 @@ def conversions(found: Mapping[str, tuple[float, float]], right: float, rounding
         rounding: the difference of a logit that rounding makes.
     """
     names = list(found)
-    picture, panels = axes(f"Converted with a mistake: {', '.join(names)}", 1, 2, height=0.9 + 0.3 * len(names))
-    left, other = panels
-    for ax, values in ((left, [d for d, _ in found.values()]), (other, [bits for _, bits in found.values()])):
-        bars = ax.barh(names, values, color=BLUE if ax is left else SKY, height=0.55)
-        ax.bar_label(bars, [f"{v:.2g}" if ax is left else f"{v:.2f}" for v in values], padding=3, fontsize=9)
-        ax.margins(x=0.22)
-        ax.invert_yaxis()
+    picture, (left, other) = axes(f"Converted with a mistake: {', '.join(names)}", 1, 2, height=1.1 + 0.3 * len(names))
+    for ax, start, column, form in ((left, rounding, 0, "{:.2g}"), (other, 0.0, 1, "{:.2f}")):
+        values = [pair[column] for pair in found.values()]
+        ax.barh(names, [v - start for v in values], left=start, color=(BLUE, SKY)[column], height=0.55)
+        for y, v in enumerate(values):
+            ax.annotate(form.format(v), (v, y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        mark, text = ((rounding, "rounding"), (right, "as trained"))[column]
+        ax.axvline(mark, color=GREY, linewidth=1, linestyle="--")
+        ax.annotate(text, (mark, -0.75), (4, 0), textcoords="offset points", va="center", fontsize=9, color=GREY)
+        ax.set_ylim(len(names) - 0.4, -1.1)
         ax.grid(visible=False, axis="y")
-    left.set(title="largest difference of a logit", xscale="log", xlim=(rounding / 3, None))
-    left.axvline(rounding, color=GREY, linewidth=1, linestyle="--")
-    left.annotate("rounding", (rounding, len(names) - 0.45), (4, 0), textcoords="offset points", color=GREY)
-    other.set(title="bits per byte, unseen stories", yticks=[])
-    other.axvline(right, color=GREY, linewidth=1, linestyle="--")
+    most, worst = (max(pair[column] for pair in found.values()) for column in (0, 1))
+    left.set(title="largest difference of a logit", xscale="log", xlim=(rounding / 2, 30 * most))
+    other.set(title="bits per byte, unseen stories", yticks=[], xlim=(0, 1.25 * worst))
     return picture
