@@ -1,0 +1,112 @@
+"""Haystacks hold what they say: one needle for the question, at its depth, and an answer not to be guessed."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from minids import needle
+from minids.config import tiny
+from minids.model import Transformer
+from minids.needle import IDS, NAMES, NUMBERS, VERBS, WORDS
+
+
+def facts_in(words):
+    """Every `name verb value .` of a list of words: (place of the value, verb, name, value), found word by word."""
+    return [
+        (i + 2, words[i + 1], words[i], words[i + 2])
+        for i in range(len(words) - 3)
+        if words[i] in NAMES and words[i + 1] in VERBS and words[i + 3] == "."
+    ]
+
+
+@pytest.mark.parametrize("length", [18, 21, 32, 257])
+@pytest.mark.parametrize("depth", [0.0, 0.4, 1.0])
+def test_a_haystack_has_its_length_its_needles_and_one_answer_to_its_question(length, depth):
+    for seed in range(30):
+        stack = needle.haystack(length, depth, random.Random(seed))
+        facts = facts_in(stack.words)
+        assert len(stack.words) == length and stack.words[-1] == "has"
+        assert len(facts) == len({name for _, _, name, _ in facts}) == 4
+        answers = [(place, value) for place, verb, name, value in facts if (name, verb) == stack.words[-2:]]
+        assert answers == [(stack.place, stack.answer)]
+
+
+def test_the_depth_is_where_the_needle_stands():
+    places = [[needle.haystack(400, d / 8, random.Random(s)).place / 400 for s in range(20)] for d in range(9)]
+    assert places[0] == [2 / 400] * 20 and places[8] == [396 / 400] * 20  # 396, ".", name, "has"
+    for d, found in enumerate(places):
+        assert abs(sum(found) / 20 - d / 8) < 0.03
+
+
+def test_answers_are_uniform_over_90_numbers_and_independent_of_the_others():
+    rng = random.Random(7)
+    counts = Counter(needle.haystack(32, 0.5, rng).answer for _ in range(9000))
+    assert counts.keys() == set(NUMBERS) and len(NUMBERS) == 90
+    # 89 degrees of freedom: chi2 of 150 or more in 1 of 20,000 draws
+    assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 150
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 5, 6, 7, 8, 50])
+def test_filler_has_exactly_the_words_asked_for_and_no_fact(length):
+    sentences = needle.filler(length, random.Random(length))
+    words = [word for sentence in sentences for word in sentence]
+    assert len(words) == length and all(3 <= len(s) <= 5 and s[-1] == "." for s in sentences)
+    assert not set(words) & {*NAMES, *NUMBERS, *VERBS}
+
+
+def test_a_row_marks_the_values_that_were_stated_before_and_nothing_else():
+    for seed in range(40):
+        tokens, known = needle.row(53, random.Random(seed), facts=5)
+        words, seen, want = [WORDS[t] for t in tokens], set(), set()
+        for place, *fact in facts_in(words):
+            want |= {place} if tuple(fact) in seen else set()
+            seen.add(tuple(fact))
+        assert len(tokens) == len(known) == 53 and len(seen) == len(want) == 5
+        assert {i for i, k in enumerate(known) if k} == want
+
+
+def test_rows_of_one_form_hold_no_word_of_the_other():
+    tokens, _ = needle.batch(40, 61, random.Random(3), verbs=("likes",), facts=6)
+    assert not {*map(IDS.get, (*NUMBERS, "has"))} & set(tokens.flatten().tolist())
+
+
+def test_words_and_token_numbers_are_one_to_one():
+    assert len(set(WORDS)) == len(WORDS) == len(IDS)
+    assert needle.decode(needle.encode("Mia has 47 .")) == "Mia has 47 ."
+    with pytest.raises(KeyError):
+        needle.encode("Mia has 100 .")
+
+
+class Reader(Transformer):
+    """Answers by reading the words, but looks back only so far."""
+
+    def __init__(self, reach: int):
+        super().__init__(replace(tiny(), n_layers=1, n_dense_layers=1, n_mtp_modules=0, vocab_size=len(WORDS)))
+        self.reach, self.head = reach, nn.Identity()
+
+    def hidden(self, tokens, cache=None, impl=None):
+        out = torch.zeros(*tokens.shape, len(WORDS))
+        for b, row in enumerate(tokens.tolist()):
+            words = [WORDS[t] for t in row]
+            for place, verb, name, value in facts_in(words):
+                if [name, verb] == words[-2:] and len(words) - place <= self.reach:
+                    out[b, -1, IDS[value]] = 1
+        return out, []
+
+
+def test_the_score_is_the_share_of_needles_found_and_falls_to_nothing_beyond_the_reach():
+    far, near = Reader(1000), Reader(60)
+    assert needle.retrieval(far, 128, 0.5, n=20) == 1.0
+    assert needle.retrieval(near, 128, 0.0, n=20) == 0.0 and needle.retrieval(near, 128, 1.0, n=20) == 1.0
+    grid = needle.heat_map(near, [64, 128], [0.0, 0.5, 1.0], n=20)
+    assert [len(line) for line in grid] == [2, 2, 2] and grid[2] == [1.0, 1.0] and grid[0] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("length", "depth", "others"), [(17, 0.5, 3), (19, 0.5, 3), (64, 1.2, 3), (400, 0.5, 22)])
+def test_a_haystack_that_cannot_be_is_refused(length, depth, others):
+    with pytest.raises(ValueError, match="a haystack holds"):
+        needle.haystack(length, depth, random.Random(0), others)
