@@ -183,7 +183,7 @@ def check_bend(fn):
     expect_close(fn(f, low, high, s), f * (1 - ramp) + f / s * ramp, what="the bent frequencies", causes=[
         (f * ramp + f / s * (1 - ramp), "It is the other way round: the fast pairs, with low numbers, stay; the slow "
          "ones are divided by s."),
-        (f / s, "That is position interpolation: all pairs are slowed, the fast ones too, which tell neighbours apart."),
+        (f / s, "That is position interpolation: all pairs are slowed, the fast ones too, and neighbours look alike."),
         (f * (1 - ramp) + f * s * ramp, "Slow pairs must turn s times slower, not faster: divide."),
         (1 / ((1 - ramp) / f + ramp * s / f), "Frequencies are blended, not the wavelengths: between low and high the "
          "two differ."),
@@ -272,7 +272,8 @@ LOGIT = define(
     check=check_logit,
     solution=logit,
     why="The factor multiplies queries and keys, hence m squared. YaRN's first code put it into cos and sin, where it "
-    "reaches the rotated features only; V3 puts it into the softmax scale, where it reaches all. Doing both gives m^4 on the rotated part.",
+    "reaches the rotated features only; V3 puts it into the softmax scale, where it reaches all. Doing both gives m^4 "
+    "on the rotated part.",
     wrong_answers=(
         slip("q_pe @ k_pe.T", "(m * q_pe) @ (m * k_pe).T", draws="in twice", why="On cos and sin, and in the scale."),
         slip("m**2", "m", draws="m squared", why="The published factor, put in as it is printed."),
