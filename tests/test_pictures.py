@@ -87,6 +87,14 @@ DRAWINGS |= {  # 07_deepseek
     ),
     "conversions": lambda: plot.conversions({"lost": (3.4, 0.31), "swapped": (18.0, 1.7)}, right=0.3, rounding=1e-5),
 }
+DRAWINGS |= {  # 12_long_context
+    "bent_frequencies": lambda: plot.bent_frequencies(40, 32, 1),
+    "angles_seen": lambda: plot.angles_seen({"pair 0": 1.0, "pair 9": 0.003}, 64, 512),
+    "needle_maps": lambda: plot.needle_maps(
+        {"short": [[1.0, 0.2, 0.1], [1.0, 0.5, 0.4]], "extended": [[1.0, 1.0, 0.9], [0.9, 1.0, 1.0]]},
+        [32, 64, 128], [0, 1], trained=32,
+    ),
+}  # fmt: skip
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
 

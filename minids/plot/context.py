@@ -39,9 +39,9 @@ def bent_frequencies(
         ax.plot(pairs, (2 * math.pi / freq).tolist(), line, color=colour, marker=mark, markersize=3.5, label=name)
     for length, name in ((L0, "trained length"), (L0 * scale, "longest context")):
         ax.axhline(length, color=GREY, linewidth=1)
-        ax.annotate(f"{name}, {length:,.0f}", (R // 2 - 1, length), ha="right", va="bottom", fontsize=9, color=GREY)
+        ax.annotate(f"{name}, {length:,.0f}", (0, length), ha="left", va="bottom", fontsize=9, color=GREY)
     ax.set(yscale="log", ylabel="tokens a turn", title=fate[0].upper() + fate[1:])
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right")
     under.bar(pairs, ramp.tolist(), color=[ORANGE if r else PALE for r in ramp.tolist()])
     under.plot(pairs, ramp.tolist(), color=ORANGE, linewidth=1.2)
     under.set(xlabel="pair i (fast to slow)", ylabel="ramp", ylim=(0, 1.08))
@@ -113,8 +113,9 @@ def needle_maps(
         ax.tick_params(length=0)
         if i % columns == 0:
             ax.set_ylabel("depth of the needle")
-        if i + columns >= len(maps):
+        if i + columns >= len(maps):  # the lowest of its column
             ax.set_xlabel("length (words)")
+            ax.tick_params(labelbottom=True)
     if image is not None:
         picture.colorbar(image, ax=grid, label="found", shrink=0.8, format=lambda share, _: f"{100 * share:.0f} %")
     return picture
