@@ -2,15 +2,15 @@
 
 Paper: DeepSeek-V3 section 4.3, figure 8, tests its 128K context so; the paper's haystacks are essays, ours generated.
 
-    old foxes sleep .  Mia has 47 .  lamps glow softly .  Ben has 18 .  ...  cold boats turn .  Mia has  -> 47
-                       needle                             another, a distractor                 question    answer
+    old foxes sleep .  code Mia 47 .  lamps glow .  code Ben 18 .  ...  cold boats turn .  code Mia  -> 47
+                       needle                       one that looks alike                   question  answer
 
-A *needle* says which number a name has. A *haystack* of S tokens holds the needle at a depth (0 first, 1 last), others
+A *needle* says which code a name has. A *haystack* of S tokens holds the needle at a depth (0 first, 1 last), others
 that look alike, filler between them, and ends with the question. The answer is one of 90 numbers: by chance 1.1 % are
 right. A model must find the name's own needle, however far back.
 
 A training *row* states facts and later states them again: the second statement can be known, the first cannot. Facts
-come in two forms with separate values, "Mia has 47" and "Mia likes tea". So the form that is tested may be kept out
+come in two forms with separate values, "code Mia 47" and "gift Mia tea". So the form that is tested may be kept out
 of long rows: then what a model finds at long distance, it has not been trained to find there.
 
 Not in the paper: the language, one token a word, is this project's own.
@@ -48,8 +48,8 @@ FILLER = {
     "verb": _words("sleep turn glow wait sing fall move rest shine grow drift shake"),
     "adverb": _words("softly slowly again often today alone together early"),
 }
-VERBS = {"has": NUMBERS, "likes": THINGS}  # the two forms of a fact, and what may stand last in them
-WORDS = (".", *VERBS, *NAMES, *NUMBERS, *THINGS, *(word for words in FILLER.values() for word in words))
+FORMS = {"code": NUMBERS, "gift": THINGS}  # the two forms of a fact, and what may stand last in them
+WORDS = (".", *FORMS, *NAMES, *NUMBERS, *THINGS, *(word for words in FILLER.values() for word in words))
 IDS = {word: i for i, word in enumerate(WORDS)}
 
 
@@ -88,18 +88,18 @@ def haystack(length: int, depth: float, rng: random.Random, others: int = 3) -> 
             f"1; got length {length}, depth {depth}, {others} others. Take a longer haystack or fewer others."
         )
     names = rng.sample(NAMES, 1 + others)
-    needles = [("has", name, rng.choice(NUMBERS)) for name in names]
+    needles = [("code", name, rng.choice(NUMBERS)) for name in names]
     sentences = [*filler(room, rng), *(_fact(*needle) for needle in needles[1:])]
     rng.shuffle(sentences)
     at = round(depth * len(sentences))
     sentences.insert(at, _fact(*needles[0]))
     words = [word for sentence in sentences for word in sentence]
     place = sum(map(len, sentences[:at])) + 2
-    return Haystack((*words, names[0], "has"), needles[0][2], place)
+    return Haystack((*words, "code", names[0]), needles[0][2], place)
 
 
-def _fact(verb: str, name: str, value: str) -> tuple[str, ...]:
-    return name, verb, value, "."
+def _fact(form: str, name: str, value: str) -> tuple[str, ...]:
+    return form, name, value, "."
 
 
 def filler(length: int, rng: random.Random) -> list[tuple[str, ...]]:
@@ -113,17 +113,17 @@ def filler(length: int, rng: random.Random) -> list[tuple[str, ...]]:
 
 
 def row(
-    length: int, rng: random.Random, verbs: Sequence[str] = tuple(VERBS), facts: int = 3
+    length: int, rng: random.Random, forms: Sequence[str] = tuple(FORMS), facts: int = 3, times: int = 2
 ) -> tuple[list[int], list[bool]]:
-    """(tokens, which of them can be known) of `facts` facts, each stated twice at random places among filler.
+    """(tokens, which of them can be known) of `facts` facts, each stated `times` times at random places among filler.
 
-    Each fact takes one of `verbs`. The value of a fact that is stated for the second time can be known.
+    Each fact takes one of `forms`. The value of a fact that is stated for the second time can be known.
     """
     stated = []
     for name in rng.sample(NAMES, facts):
-        verb = rng.choice(verbs)
-        stated += [_fact(verb, name, rng.choice(VERBS[verb]))] * 2
-    sentences = [*filler(length - 8 * facts, rng), *stated]
+        form = rng.choice(forms)
+        stated += [_fact(form, name, rng.choice(FORMS[form]))] * times
+    sentences = [*filler(length - 4 * times * facts, rng), *stated]
     rng.shuffle(sentences)
     tokens: list[int] = []
     known: list[bool] = []
@@ -136,10 +136,10 @@ def row(
 
 
 def batch(
-    size: int, length: int, rng: random.Random, verbs: Sequence[str] = tuple(VERBS), facts: int = 3
+    size: int, length: int, rng: random.Random, forms: Sequence[str] = tuple(FORMS), facts: int = 3, times: int = 2
 ) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
     """`size` rows as tensors: (tokens, which of them can be known)."""
-    rows = [row(length, rng, verbs, facts) for _ in range(size)]
+    rows = [row(length, rng, forms, facts, times) for _ in range(size)]
     return torch.tensor([tokens for tokens, _ in rows]), torch.tensor([known for _, known in rows])
 
 

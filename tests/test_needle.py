@@ -11,15 +11,15 @@ from torch import nn
 from minids import needle
 from minids.config import tiny
 from minids.model import Transformer
-from minids.needle import IDS, NAMES, NUMBERS, VERBS, WORDS
+from minids.needle import FORMS, IDS, NAMES, NUMBERS, WORDS
 
 
 def facts_in(words):
-    """Every `name verb value .` of a list of words: (place of the value, verb, name, value), found word by word."""
+    """Every `form name value .` of a list of words: (place of the value, form, name, value), found word by word."""
     return [
-        (i + 2, words[i + 1], words[i], words[i + 2])
+        (i + 2, *words[i : i + 3])
         for i in range(len(words) - 3)
-        if words[i] in NAMES and words[i + 1] in VERBS and words[i + 3] == "."
+        if words[i] in FORMS and words[i + 1] in NAMES and words[i + 3] == "."
     ]
 
 
@@ -29,15 +29,15 @@ def test_a_haystack_has_its_length_its_needles_and_one_answer_to_its_question(le
     for seed in range(30):
         stack = needle.haystack(length, depth, random.Random(seed))
         facts = facts_in(stack.words)
-        assert len(stack.words) == length and stack.words[-1] == "has"
+        assert len(stack.words) == length and stack.words[-2] == "code"
         assert len(facts) == len({name for _, _, name, _ in facts}) == 4
-        answers = [(place, value) for place, verb, name, value in facts if (name, verb) == stack.words[-2:]]
+        answers = [(place, value) for place, form, name, value in facts if (form, name) == stack.words[-2:]]
         assert answers == [(stack.place, stack.answer)]
 
 
 def test_the_depth_is_where_the_needle_stands():
     places = [[needle.haystack(400, d / 8, random.Random(s)).place / 400 for s in range(20)] for d in range(9)]
-    assert places[0] == [2 / 400] * 20 and places[8] == [396 / 400] * 20  # 396, ".", name, "has"
+    assert places[0] == [2 / 400] * 20 and places[8] == [396 / 400] * 20  # then ".", "code", name
     for d, found in enumerate(places):
         assert abs(sum(found) / 20 - d / 8) < 0.03
 
@@ -55,7 +55,7 @@ def test_filler_has_exactly_the_words_asked_for_and_no_fact(length):
     sentences = needle.filler(length, random.Random(length))
     words = [word for sentence in sentences for word in sentence]
     assert len(words) == length and all(3 <= len(s) <= 5 and s[-1] == "." for s in sentences)
-    assert not set(words) & {*NAMES, *NUMBERS, *VERBS}
+    assert not set(words) & {*NAMES, *NUMBERS, *FORMS}
 
 
 def test_a_row_marks_the_values_that_were_stated_before_and_nothing_else():
@@ -70,15 +70,15 @@ def test_a_row_marks_the_values_that_were_stated_before_and_nothing_else():
 
 
 def test_rows_of_one_form_hold_no_word_of_the_other():
-    tokens, _ = needle.batch(40, 61, random.Random(3), verbs=("likes",), facts=6)
-    assert not {*map(IDS.get, (*NUMBERS, "has"))} & set(tokens.flatten().tolist())
+    tokens, _ = needle.batch(40, 61, random.Random(3), forms=("gift",), facts=6)
+    assert not {*map(IDS.get, (*NUMBERS, "code"))} & set(tokens.flatten().tolist())
 
 
 def test_words_and_token_numbers_are_one_to_one():
     assert len(set(WORDS)) == len(WORDS) == len(IDS)
-    assert needle.decode(needle.encode("Mia has 47 .")) == "Mia has 47 ."
+    assert needle.decode(needle.encode("code Mia 47 .")) == "code Mia 47 ."
     with pytest.raises(KeyError):
-        needle.encode("Mia has 100 .")
+        needle.encode("code Mia 100 .")
 
 
 class Reader(Transformer):
@@ -92,8 +92,8 @@ class Reader(Transformer):
         out = torch.zeros(*tokens.shape, len(WORDS))
         for b, row in enumerate(tokens.tolist()):
             words = [WORDS[t] for t in row]
-            for place, verb, name, value in facts_in(words):
-                if [name, verb] == words[-2:] and len(words) - place <= self.reach:
+            for place, form, name, value in facts_in(words):
+                if [form, name] == words[-2:] and len(words) - place <= self.reach:
                     out[b, -1, IDS[value]] = 1
         return out, []
 
