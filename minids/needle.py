@@ -2,8 +2,8 @@
 
 Paper: DeepSeek-V3 section 4.3, figure 8, tests its 128K context so; the paper's haystacks are essays, ours generated.
 
-    old foxes sleep .  code Mia 47 .  lamps glow .  code Ben 18 .  ...  cold boats turn .  code Mia  -> 47
-                       needle                       one that looks alike                   question  answer
+    old foxes sleep .  code Mia 47 Mia  lamps glow .  code Ben 18 Ben  ...  cold boats turn .  code Mia  -> 47
+                       needle                         one that looks alike                     question  answer
 
 A *needle* says which code a name has. A *haystack* of S tokens holds the needle at a depth (0 first, 1 last), others
 that look alike, filler between them, and ends with the question. The answer is one of 90 numbers: by chance 1.1 % are
@@ -99,7 +99,7 @@ def haystack(length: int, depth: float, rng: random.Random, others: int = 3) -> 
 
 
 def _fact(form: str, name: str, value: str) -> tuple[str, ...]:
-    return form, name, value, "."
+    return form, name, value, name
 
 
 def filler(length: int, rng: random.Random) -> list[tuple[str, ...]]:
@@ -117,7 +117,7 @@ def row(
 ) -> tuple[list[int], list[bool]]:
     """(tokens, which of them can be known) of `facts` facts, each stated `times` times at random places among filler.
 
-    Each fact takes one of `forms`. The value of a fact that is stated for the second time can be known.
+    Each fact takes one of `forms`. Known are the name that closes a fact, and the value when it was stated before.
     """
     stated = []
     for name in rng.sample(NAMES, facts):
@@ -130,7 +130,7 @@ def row(
     seen: set[tuple[str, ...]] = set()
     for sentence in sentences:
         tokens += [IDS[word] for word in sentence]
-        known += [i == 2 and sentence in seen for i in range(len(sentence))]
+        known += [sentence in stated and (i == 3 or (i == 2 and sentence in seen)) for i in range(len(sentence))]
         seen |= {sentence} & set(stated)
     return tokens, known
 

@@ -15,11 +15,11 @@ from minids.needle import FORMS, IDS, NAMES, NUMBERS, WORDS
 
 
 def facts_in(words):
-    """Every `form name value .` of a list of words: (place of the value, form, name, value), found word by word."""
+    """Every `form name value name` of a list of words: (place of the value, form, name, value), found word by word."""
     return [
         (i + 2, *words[i : i + 3])
         for i in range(len(words) - 3)
-        if words[i] in FORMS and words[i + 1] in NAMES and words[i + 3] == "."
+        if words[i] in FORMS and words[i + 1] in NAMES and words[i + 3] == words[i + 1]
     ]
 
 
@@ -37,7 +37,7 @@ def test_a_haystack_has_its_length_its_needles_and_one_answer_to_its_question(le
 
 def test_the_depth_is_where_the_needle_stands():
     places = [[needle.haystack(400, d / 8, random.Random(s)).place / 400 for s in range(20)] for d in range(9)]
-    assert places[0] == [2 / 400] * 20 and places[8] == [396 / 400] * 20  # then ".", "code", name
+    assert places[0] == [2 / 400] * 20 and places[8] == [396 / 400] * 20  # then name, "code", name
     for d, found in enumerate(places):
         assert abs(sum(found) / 20 - d / 8) < 0.03
 
@@ -58,14 +58,14 @@ def test_filler_has_exactly_the_words_asked_for_and_no_fact(length):
     assert not set(words) & {*NAMES, *NUMBERS, *FORMS}
 
 
-def test_a_row_marks_the_values_that_were_stated_before_and_nothing_else():
+def test_a_row_marks_closing_names_and_the_values_that_were_stated_before_and_nothing_else():
     for seed in range(40):
         tokens, known = needle.row(53, random.Random(seed), facts=5)
         words, seen, want = [WORDS[t] for t in tokens], set(), set()
         for place, *fact in facts_in(words):
-            want |= {place} if tuple(fact) in seen else set()
+            want |= {place, place + 1} if tuple(fact) in seen else {place + 1}
             seen.add(tuple(fact))
-        assert len(tokens) == len(known) == 53 and len(seen) == len(want) == 5
+        assert len(tokens) == len(known) == 53 and len(seen) == 5 and len(want) == 15
         assert {i for i, k in enumerate(known) if k} == want
 
 
@@ -76,9 +76,9 @@ def test_rows_of_one_form_hold_no_word_of_the_other():
 
 def test_words_and_token_numbers_are_one_to_one():
     assert len(set(WORDS)) == len(WORDS) == len(IDS)
-    assert needle.decode(needle.encode("code Mia 47 .")) == "code Mia 47 ."
+    assert needle.decode(needle.encode("code Mia 47 Mia")) == "code Mia 47 Mia"
     with pytest.raises(KeyError):
-        needle.encode("code Mia 100 .")
+        needle.encode("code Mia 100 Mia")
 
 
 class Reader(Transformer):
