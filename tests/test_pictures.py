@@ -47,7 +47,9 @@ DRAWINGS |= {  # 01_tokens
     "merge_wall before the first merge": lambda: plot.merge_wall("a rat, a rat", [("a", "t")], 0),
     "bytes_per_token": lambda: plot.bytes_per_token([266, 512, 2048], {"en": [1.0, 2.0, 3.8], "digits": [1, 1, 1]}),
     "documents_in_rows": lambda: plot.documents_in_rows(ROWS, 13),
-    "after_the_cut": lambda: plot.after_the_cut(0.9, {"counted": [(0.0, 0.0), (1.0, 0.9)], "trained": [(0.5, 0.7)]}),
+    "after_the_cut": lambda: plot.after_the_cut(
+        ":", [(0, 0), (0.1, 0.5), (1, 0.9)], 0.9, {"trained": [(0, 0.1), (0.5, 0.7)]}
+    ),
 }
 DRAWINGS |= {  # 04_moe
     "teams": lambda: plot.teams([[True, False, False, True], [False, True, False, False]], 4, {4: 0.4, 16: 0.1}),

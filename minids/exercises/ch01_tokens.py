@@ -90,7 +90,7 @@ BEST_PAIR = define(
 
 
 def encode(word, merges):
-    """The ids of a word of single-byte ids; merges [(left, right, joined)] in the order in which they were learned."""
+    """The ids of a word (single-byte ids) after all merges [(left, right, joined)], first learned first."""
     ids = list(word)
     for left, right, joined in merges:
         out = []
@@ -192,7 +192,7 @@ ENCODE = define(
 
 
 def restore(row, begin, hole, end, eos):
-    """The ids of the first document of a row, as it was before FIM: in reading order, without control tokens."""
+    """The first document of a row as it was before FIM: in reading order, no control tokens."""
     at_hole, at_end, stop = row.index(hole), row.index(end), row.index(eos)
     prefix, suffix, middle = row[1:at_hole], row[at_hole + 1 : at_end], row[at_end + 1 : stop]
     return prefix + middle + suffix
@@ -328,7 +328,7 @@ ROWS_OF = define(
 
 
 def healed(p, table, removed):
-    """P(a line break follows `removed`); p [W] after the prompt without `removed`, table: the bytes of each token."""
+    """P(a line break follows `removed`); p [W] where `removed` stood, table: the bytes of each token."""
     fits = torch.tensor([token.startswith(removed) for token in table])
     breaks = torch.tensor([token.startswith(removed + b"\n") for token in table])
     return p[breaks].sum() / p[fits].sum()

@@ -130,25 +130,30 @@ def documents_in_rows(ways: Mapping[str, Rows], length: int, most: int = 12) -> 
 
 
 @styled
-def after_the_cut(p: float, measured: Mapping[str, Sequence[tuple[float, float]]]) -> Picture:
-    """The probability of a line break after a lone punctuation mark, against the share of joined tokens that are split.
+def after_the_cut(
+    mark: str,
+    law: Sequence[tuple[float, float]],
+    healed: float,
+    measured: Mapping[str, Sequence[tuple[float, float]]],
+) -> Picture:
+    """The probability of a line break after a cut prompt, against the share of joined tokens that training splits.
 
     Args:
-        p: how often a line break follows the mark, 0 < p <= 1.
-        measured: name -> points (rate, probability), rates from 0 to 1.
+        mark: the punctuation mark that curve and line belong to.
+        law: points (share, probability) of the curve, shares from 0 to 1.
+        healed: the probability when the prompt is healed: as high as splitting can bring it.
+        measured: name -> points (share, probability).
     """
-    picture, ax = axes(
-        f"Probability of a line break after a cut prompt, by split rate: {', '.join(measured)}", height=3.3
-    )
-    rates = [i / 400 for i in range(401)]
-    law = [r * p / (r * p + 1 - p) if r else 0.0 for r in rates]
-    ax.plot(rates, law, color=BLUE, label="r p / (r p + 1 - p)")
-    ax.axhline(p, color=GREY, linestyle=LINES[3], linewidth=1.4)
-    ax.annotate(f"what the text says: {p:.2f}", (0.98, p - 0.02), ha="right", va="top", fontsize=9, color=GREY)
+    said = ", ".join(f"{name} {y:.2f} at {x:g}" for name, points in measured.items() for x, y in points)
+    picture, ax = axes(f"Probability of a line break after a cut prompt, by share split: {said}", height=3.3)
+    ax.plot(*zip(*law, strict=True), color=BLUE, label=f"formula for {label(mark)}")
+    ax.axhline(healed, color=GREY, linestyle=LINES[3], linewidth=1.4)
+    line = f"{label(mark)} in a healed prompt: {healed:.2f}"
+    ax.annotate(line, (0.98, healed - 0.02), ha="right", va="top", fontsize=9, color=GREY)
     for i, (name, points) in enumerate(measured.items(), 1):
         xs, ys = zip(*points, strict=True)
         ax.plot(xs, ys, "sD^v"[i % 4], color=COLOURS[i % 7], markersize=7, label=name, clip_on=False, zorder=3)
-    ax.set(xlabel="share r of joined tokens that are split in training", ylabel="P(line break | cut prompt)")
-    ax.set(xlim=(-0.02, 1.0), ylim=(0, 1.05), title="The cure is a matter of proportion")
+    ax.set(xlabel="share r of the joined tokens that training splits", ylabel="P(line break | cut prompt)")
+    ax.set(xlim=(-0.02, 1.0), ylim=(0, 1.05), title="A small share cures most of it")
     ax.legend(loc="lower right")
     return picture
