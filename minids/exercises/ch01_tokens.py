@@ -90,7 +90,7 @@ BEST_PAIR = define(
 
 
 def encode(word, merges):
-    """The ids of a word (single-byte ids) after all merges [(left, right, joined)], first learned first."""
+    """The ids of a word of single bytes after all merges, [(left, right, joined)] as learned."""
     ids = list(word)
     for left, right, joined in merges:
         out = []
@@ -328,7 +328,7 @@ ROWS_OF = define(
 
 
 def healed(p, table, removed):
-    """P(a line break follows `removed`); p [W] where `removed` stood, table: the bytes of each token."""
+    """P(a line break follows `removed`); p [W] where it stood, table: the bytes of each token."""
     fits = torch.tensor([token.startswith(removed) for token in table])
     breaks = torch.tensor([token.startswith(removed + b"\n") for token in table])
     return p[breaks].sum() / p[fits].sum()
