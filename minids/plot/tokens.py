@@ -154,6 +154,6 @@ def after_the_cut(
         xs, ys = zip(*points, strict=True)
         ax.plot(xs, ys, "sD^v"[i % 4], color=COLOURS[i % 7], markersize=7, label=name, clip_on=False, zorder=3)
     ax.set(xlabel="share r of the joined tokens that training splits", ylabel="P(line break | cut prompt)")
-    ax.set(xlim=(-0.02, 1.0), ylim=(0, 1.05), title="A small share cures most of it")
+    ax.set(xlim=(-0.02, 1.0), ylim=(0, 1.05), title="How far splitting goes, and how far a short training gets")
     ax.legend(loc="lower right")
     return picture
