@@ -16,7 +16,8 @@ that, long sums lose their tail. `matmul_limited` imitates both.
 Differs from the paper: a processor without FP8 units emulates it: values are rounded to the grid and multiplied in
 FP32, which is what the tensor core with FP32 promotion approximates. The 14 bits are a model of the hardware, not its
 bits. E5M6 is not published beyond its name; here it is IEEE-like, bias 15, largest 65024. The floor of 1e-4 under a
-tile's largest number is that of DeepSeek's inference code and of DeepGEMM; the training's is not published.
+tile's largest number is that of DeepSeek's inference code and of DeepGEMM; the training's is not published, and for
+gradients it would be far too high (`fp8_layers.Recipe`).
 Left out: the layers, which are in `fp8_layers`.
 Notebook: 09_fp8. `python -m minids.fp8` prints the formats.
 """
@@ -142,6 +143,7 @@ def quantize(
     fmt: Format = E4M3,
     power_of_two: bool = False,
     rule: str = "divide",
+    floor: float = SMALLEST_AMAX,
 ) -> Quantized:
     """Round a matrix to `fmt` with one scale for each tile; the last tile of a row or column may be smaller.
 
@@ -151,20 +153,23 @@ def quantize(
             scaling never rounds.
         rule: "divide", x / s, as DeepSeek's inference code; "reciprocal", x (1 / s), as DeepGEMM. They differ in a
             few ties.
+        floor: a tile whose largest number is smaller is scaled as if it were this.
     A tile with an infinity has an infinite scale: its finite numbers become 0. A NaN makes its whole tile NaN.
     """
     if rule not in ("divide", "reciprocal"):
         raise ValueError(f'the rule is "divide" (x / s) or "reciprocal" (x * (1 / s)); got {rule!r}. Take "divide".')
     R, C = x.shape
     x = tiled(x.float(), tile)
-    scale = tile_scale(x.abs().amax((1, 3), keepdim=True), fmt, power_of_two)
+    scale = tile_scale(x.abs().amax((1, 3), keepdim=True), fmt, power_of_two, floor)
     values = fmt.round_(x / scale if rule == "divide" else x * (1 / scale))
     return Quantized(joined(values, R, C), scale[:, 0, :, 0], tile)
 
 
-def tile_scale(amax: Float[Tensor, "*n"], fmt: Format = E4M3, power_of_two: bool = False) -> Float[Tensor, "*n"]:
-    """s = max(amax, 1e-4) / fmt.max, up to the next power of two on request."""
-    s = amax.clamp_min(SMALLEST_AMAX) / fmt.max
+def tile_scale(
+    amax: Float[Tensor, "*n"], fmt: Format = E4M3, power_of_two: bool = False, floor: float = SMALLEST_AMAX
+) -> Float[Tensor, "*n"]:
+    """s = max(amax, floor) / fmt.max, up to the next power of two on request."""
+    s = amax.clamp_min(floor) / fmt.max
     if not power_of_two:
         return s
     mantissa, exponent = torch.frexp(s)  # s = mantissa 2^exponent, mantissa in [1/2, 1): exact where log2 rounds
@@ -187,12 +192,16 @@ def joined(tiles: Float[Tensor, "r h c w"], rows: int, columns: int) -> Float[Te
 
 
 def snap(
-    x: Float[Tensor, "R C"], tile: tuple[int, int] = TILE, fmt: Format = E4M3, power_of_two: bool = False
+    x: Float[Tensor, "R C"],
+    tile: tuple[int, int] = TILE,
+    fmt: Format = E4M3,
+    power_of_two: bool = False,
+    floor: float = SMALLEST_AMAX,
 ) -> Float[Tensor, "R C"]:
     """`quantize(x, ..).dequantize()` in fewer passes over memory: what training multiplies."""
     R, C = x.shape
     x = tiled(x.float(), tile)
-    scale = tile_scale(x.abs().amax((1, 3), keepdim=True), fmt, power_of_two)
+    scale = tile_scale(x.abs().amax((1, 3), keepdim=True), fmt, power_of_two, floor)
     return joined(fmt.round_(x / scale).mul_(scale), R, C)
 
 

@@ -34,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from minids.fp8 import BLOCK, COLUMN, E4M3, E5M6, TILE, Format, Stored, restore, snap, store
+from minids.fp8 import BLOCK, COLUMN, E4M3, E5M6, SMALLEST_AMAX, TILE, Format, Stored, restore, snap, store
 from minids.layers import MLP
 from minids.model import Transformer
 from minids.moe import Experts, expert_load
@@ -45,6 +45,8 @@ class Recipe:
     """How a linear layer's operands are rounded. The defaults are DeepSeek-V3's; other values are for experiments.
 
     Tiles are (rows, columns) that share a scale; 0 means all. `bf16` rounds everything to BF16 instead, without scales.
+    `gradient_floor` is the floor under a gradient tile's largest number: a loss averaged over tokens makes gradients
+    so small that with 1e-4, the floor for activations, nearly all tiles would have one and the same scale.
     """
 
     activations: tuple[int, int] = TILE
@@ -52,6 +54,7 @@ class Recipe:
     gradients: tuple[int, int] = TILE
     along_tokens: tuple[int, int] = COLUMN
     gradient_format: Format = E4M3
+    gradient_floor: float = 1e-30
     bf16: bool = False
 
     def x(self, x: Tensor, power_of_two: bool = False) -> Tensor:
@@ -61,13 +64,13 @@ class Recipe:
         return self._round(w, self.weights)
 
     def dy(self, dy: Tensor, power_of_two: bool = False) -> Tensor:
-        return self._round(dy, self.gradients, self.gradient_format, power_of_two)
+        return self._round(dy, self.gradients, self.gradient_format, power_of_two, self.gradient_floor)
 
     def x_tokens(self, x: Tensor, power_of_two: bool = False) -> Tensor:
         return self._round(x, self.along_tokens, E4M3, power_of_two)
 
     def dy_tokens(self, dy: Tensor, power_of_two: bool = False) -> Tensor:
-        return self._round(dy, self.along_tokens, self.gradient_format, power_of_two)
+        return self._round(dy, self.along_tokens, self.gradient_format, power_of_two, self.gradient_floor)
 
     def keep(self, x: Tensor, fmt: Format = E4M3, power_of_two: bool = False) -> tuple[tuple[Tensor, ...], Tensor]:
         """(the tensors to keep for the backward pass, x as the forward product takes it)."""
@@ -79,9 +82,14 @@ class Recipe:
         return tuple(kept), values if exact else self.x(x, power_of_two)
 
     def _round(
-        self, x: Tensor, tile: tuple[int, int], fmt: Format = E4M3, power_of_two: bool = False
+        self,
+        x: Tensor,
+        tile: tuple[int, int],
+        fmt: Format = E4M3,
+        power_of_two: bool = False,
+        floor: float = SMALLEST_AMAX,
     ) -> Float[Tensor, "R C"]:
-        return x.bfloat16().float() if self.bf16 else snap(x, tile, fmt, power_of_two)
+        return x.bfloat16().float() if self.bf16 else snap(x, tile, fmt, power_of_two, floor)
 
 
 V3 = Recipe()

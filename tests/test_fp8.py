@@ -185,6 +185,12 @@ def test_a_tile_of_zeros_has_the_scale_of_the_smallest_amax():
     assert quantize(torch.full((1, 128), 1e-6)).values.max() == E4M3.round(torch.tensor(1e-6 / (1e-4 / 448)))
 
 
+def test_the_floor_is_an_argument_because_gradients_lie_below_it():
+    x = torch.randn(3, 128) * 1e-12
+    assert (quantize(x).values == 0).all()
+    torch.testing.assert_close(quantize(x, floor=1e-30).dequantize(), x, rtol=1 / 16, atol=1e-15)
+
+
 def test_powers_of_two_round_up_and_exact_ones_stay():
     amax = 448 * torch.tensor([1.0, 1.0001, 2.0, 3.0, 0.25])
     assert tile_scale(amax, power_of_two=True).tolist() == [1, 2, 2, 4, 0.25]
@@ -321,16 +327,21 @@ def test_a_hopper_gpu_computes_what_the_emulation_says():
 # layers ---------------------------------------------------------------------------------------------------------------
 
 
-def looped(x, tile, fmt=E4M3, two=False):
+def looped(x, tile, fmt=E4M3, two=False, floor=1e-4):
     """Each tile rounded by torch's own cast, in plain loops."""
     out, (h, w) = torch.empty_like(x), (tile[0] or len(x), tile[1] or x.shape[1])
     for i in range(0, len(x), h):
         for j in range(0, x.shape[1], w):
             part = x[i : i + h, j : j + w]
-            s = tile_scale(part.abs().max(), fmt, two)
+            s = tile_scale(part.abs().max(), fmt, two, floor)
             cast = fmt.round(part / s) if fmt is E5M6 else (part / s).to(DTYPES[fmt]).float()
             out[i : i + h, j : j + w] = cast * s
     return out
+
+
+def gradient(dy, tile, two=False):
+    """As `looped`, with the lower floor that gradients have."""
+    return looped(dy, tile, two=two, floor=1e-30)
 
 
 def adversary(kind: str, *shape: int) -> torch.Tensor:
@@ -350,15 +361,15 @@ def adversary(kind: str, *shape: int) -> torch.Tensor:
 def test_a_linear_layers_three_products_see_the_published_tiles(after_attention, kind):
     torch.manual_seed(5)
     layer = Fp8Linear(nn.Linear(200, 150, bias=False), after_attention=after_attention)
-    x, dy = adversary(kind, 130, 200).requires_grad_(), adversary(kind, 130, 150)
+    x, dy = adversary(kind, 130, 200).requires_grad_(), 1e-6 * adversary(kind, 130, 150)  # a mean loss's gradients
     y = layer(x.view(2, 65, 200)).view(130, 150)
     y.backward(dy)
     xd, w, two = x.detach(), layer.weight.detach(), after_attention
     kept = looped(xd, TILE, E5M6 if two else E4M3, two)
     for got, want in (
         (y, looped(xd, TILE, two=two) @ looped(w, BLOCK).T),
-        (x.grad, looped(dy, TILE) @ looped(w, BLOCK)),
-        (layer.weight.grad, looped(dy, COLUMN).T @ looped(kept, COLUMN, two=two)),
+        (x.grad, gradient(dy, TILE) @ looped(w, BLOCK)),
+        (layer.weight.grad, gradient(dy, COLUMN).T @ looped(kept, COLUMN, two=two)),
     ):  # the same products summed in the same order, but an outlier leaves the others' rounding in its place
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6 * want.abs().max().item())
 
@@ -374,12 +385,12 @@ def swiglu_by_hand(x, w13, w2, g, dy):
     gate, up = (looped(part, TILE).requires_grad_() for part in (gate, up))  # kept in FP8
     one = one.clone().requires_grad_()
     a = F.silu(gate) * up * one
-    da = looped(dy, TILE, two=two) @ looped(w2, BLOCK)
+    da = gradient(dy, TILE, two=two) @ looped(w2, BLOCK)
     dgate, dup, dg = torch.autograd.grad(a, (gate, up, one), da)
     dh = torch.cat([dgate, dup], -1)
-    dw2 = looped(dy, COLUMN, two=two).T @ looped(a.detach(), COLUMN)
-    dw13 = looped(dh, COLUMN).T @ looped(xq, COLUMN, two=two)
-    return y, looped(dh, TILE) @ looped(w13, BLOCK), dw13, dw2, dg
+    dw2 = gradient(dy, COLUMN, two=two).T @ looped(a.detach(), COLUMN)
+    dw13 = gradient(dh, COLUMN).T @ looped(xq, COLUMN, two=two)
+    return y, gradient(dh, TILE) @ looped(w13, BLOCK), dw13, dw2, dg
 
 
 def test_swiglu_keeps_its_inputs_in_fp8_and_computes_its_output_again():
@@ -492,8 +503,14 @@ def test_generation_runs_on_a_converted_model():
 
 @pytest.mark.parametrize(
     "recipe",
-    [Recipe(bf16=True), Recipe(TENSOR, TENSOR, TENSOR, TENSOR), Recipe(gradients=BLOCK), Recipe(gradient_format=E5M2)],
-    ids=["bf16", "per tensor", "blocks for gradients", "E5M2 gradients"],
+    [
+        Recipe(bf16=True),
+        Recipe(TENSOR, TENSOR, TENSOR, TENSOR),
+        Recipe(gradients=BLOCK),
+        Recipe(gradient_format=E5M2),
+        Recipe(gradient_floor=1e-4),
+    ],
+    ids=["bf16", "per tensor", "blocks for gradients", "E5M2 gradients", "the activations' floor for gradients"],
 )
 def test_the_other_recipes_round_otherwise(recipe):
     net, tokens = model(), torch.randint(97, (2, 150))
