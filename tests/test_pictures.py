@@ -97,6 +97,15 @@ DRAWINGS |= {  # 12_long_context
         [32, 64, 128], [0, 1], trained=32,
     ),
 }  # fmt: skip
+DRAWINGS |= {  # 09_fp8
+    "rounding_error": lambda: plot.rounding_error({"E4M3": [0.25, 0.5, 0.75, 1.0, 1.5, 2.0], "E5M2": [0.5, 1.0, 2.0]}),
+    "outlier_map": lambda: plot.outlier_map(
+        [[1.0, 2.0, 900.0, 4.0], [3.0, 1.0, 2.0, 5.0]], [[0.0, 1.9, 896.0, 3.5], [3.0, 1.0, 2.1, 5.0]], (1, 2), (0, 2)
+    ),
+    "three_products": plot.three_products,
+    "accumulation_error": lambda: plot.accumulation_error([128, 4096], {"never": [0.1, 1.2], "N_C = 128": [0.1, 0.1]}),
+    "loss_runs": lambda: plot.loss_runs({"fp32": [7.0, 5.0], "fp8": [7.1, 5.1]}, 20, {"fp8": [0.1, -0.2, 0.05]}),
+}
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
 
@@ -331,3 +340,8 @@ def test_a_treemap_says_what_one_token_touches_and_the_shares_of_the_parts() -> 
 def test_a_treemap_of_no_parameters_is_refused(parts: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="an area needs parameters, none of them negative"):
         plot.treemap(parts)
+def test_the_outlier_lab_says_how_many_numbers_are_lost() -> None:
+    x, rounded = np.full((3, 256), 2.0), np.full((3, 256), 2.0)
+    x[1, 7], rounded[1, :5] = 5e6, 0.0
+    said = plot.outlier_map(x, rounded, (1, 128), (1, 7)).alt
+    assert said.startswith("Error of each number, scales for 1 x 128; outlier 5,000,000: 5 of 768 numbers lost")
