@@ -30,6 +30,7 @@ from minids.plot.balance import (
     router_lab,
 )
 from minids.plot.context import angles_seen, bent_frequencies, needle_maps
+from minids.plot.fp8 import accumulation_error, loss_runs, outlier_map, rounding_error, three_products
 from minids.plot.heads import mask_corners, step_times, turning_pairs, what_fits
 from minids.plot.inside import experts_of_tokens, next_tokens, residual_stream
 from minids.plot.machine import machine
@@ -43,11 +44,12 @@ from minids.plot.training import curves
 from minids.plot.treemap import treemap
 
 __all__ = [
-    "COLOURS", "LINES", "Picture", "after_the_cut", "agreement", "anatomy", "angles_seen", "axes", "balance_cost",
-    "balance_curves", "bent_frequencies", "by_depth", "bytes_per_token", "cache_bytes", "cache_of_models",
-    "conversions", "curves", "decode_cost", "dispatch_times", "documents_in_rows", "domain_pair", "experts_of_tokens",
-    "flow", "label", "live_run", "load_maps", "low_rank", "machine", "mask_corners", "merge_wall", "needle_maps",
-    "next_tokens", "node_traffic", "numbers_per_token", "paired_runs", "quality_by_cache", "race", "relative_load",
-    "residual_stream", "router_lab", "schedule", "shares", "shifted_sequences", "sorted_pairs", "spike", "step_times",
-    "style", "styled", "teams", "treemap", "turning_pairs", "used_parameters", "what_fits",
+    "COLOURS", "LINES", "Picture", "accumulation_error", "after_the_cut", "agreement", "anatomy", "angles_seen",
+    "axes", "balance_cost", "balance_curves", "bent_frequencies", "by_depth", "bytes_per_token", "cache_bytes",
+    "cache_of_models", "conversions", "curves", "decode_cost", "dispatch_times", "documents_in_rows", "domain_pair",
+    "experts_of_tokens", "flow", "label", "live_run", "load_maps", "loss_runs", "low_rank", "machine", "mask_corners",
+    "merge_wall", "needle_maps", "next_tokens", "node_traffic", "numbers_per_token", "outlier_map", "paired_runs",
+    "quality_by_cache", "race", "relative_load", "residual_stream", "rounding_error", "router_lab", "schedule",
+    "shares", "shifted_sequences", "sorted_pairs", "spike", "step_times", "style", "styled", "teams",
+    "three_products", "treemap", "turning_pairs", "used_parameters", "what_fits",
 ]  # fmt: skip
