@@ -340,6 +340,8 @@ def test_a_treemap_says_what_one_token_touches_and_the_shares_of_the_parts() -> 
 def test_a_treemap_of_no_parameters_is_refused(parts: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="an area needs parameters, none of them negative"):
         plot.treemap(parts)
+
+
 def test_the_outlier_lab_says_how_many_numbers_are_lost() -> None:
     x, rounded = np.full((3, 256), 2.0), np.full((3, 256), 2.0)
     x[1, 7], rounded[1, :5] = 5e6, 0.0
