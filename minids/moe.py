@@ -145,16 +145,17 @@ class _SortedExperts(torch.autograd.Function):
             torch.mm(a[rows], w2[e].t(), out=y[rows])
         ctx.save_for_backward(xs, w13, w2, g, token, back, h)
         ctx.counts = counts
-        return y.index_select(0, back).view(T, K, -1).sum(1)
+        return _sum_rows(y, back.view(T, K))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d):  # type: ignore[override]
         xs, w13, w2, g, token, back, h = ctx.saved_tensors
         dy = d.index_select(0, token)  # [TK D], by expert
-        gate, up = h.chunk(2, -1)
-        sig = gate.sigmoid()
-        silu = gate * sig
+        T, K = len(d), len(back) // len(d)
+        (gate, up), dh = h.chunk(2, -1), torch.empty_like(h)
+        dgate, dup = dh.chunk(2, -1)
+        silu = F.silu(gate)
         a = silu * up  # computed again, as the paper does for SwiGLU (section 3.3.3)
         ga, dga = a * g, torch.empty_like(a)
         dw13, dw2 = torch.zeros_like(w13), torch.zeros_like(w2)
@@ -162,15 +163,19 @@ class _SortedExperts(torch.autograd.Function):
             torch.mm(dy[rows], w2[e], out=dga[rows])
             torch.mm(dy[rows].t(), ga[rows], out=dw2[e])
         dg, da = torch.linalg.vecdot(dga, a), dga.mul_(g)
+        torch.mul(da, silu, out=dup)
         # d silu(u) / du = sig + silu (1 - sig)
-        dh = torch.cat([da * up * (sig + silu * (1 - sig)), da * silu], -1)
+        torch.ops.aten.silu_backward(da.mul_(up), gate, grad_input=dgate)
         dxs = dy  # its rows are spent
         for e, rows in _spans(ctx.counts):
             torch.mm(dh[rows].t(), xs[rows], out=dw13[e])
             torch.mm(dh[rows], w13[e], out=dxs[rows])
-        T, K = len(d), len(back) // len(d)
-        dx = dxs.index_select(0, back).view(T, K, -1).sum(1)
-        return dx, dw13, dw2, dg.index_select(0, back).view(T, K), None, None
+        return _sum_rows(dxs, back.view(T, K)), dw13, dw2, dg.index_select(0, back).view(T, K), None, None
+
+
+def _sum_rows(rows: Tensor, places: Tensor) -> Tensor:
+    """out_t = sum_k rows[places_tk], in one pass over memory."""
+    return F.embedding_bag(places, rows, mode="sum")
 
 
 def _spans(counts: list[int]):
