@@ -26,7 +26,7 @@ randn = functools.partial(torch.randn, dtype=torch.float64)
 
 
 def cut(w13, w2, parts):
-    """(w13 [E 2F/E D], w2 [E D F/E]) of E = parts experts whose sum is the FFN with w13 [2F D] and w2 [D F]."""
+    """(w13 [E 2F/E D], w2 [E D F/E]) of E = parts experts; w13 [2F D] and w2 [D F] are the FFN's."""
     D, F = w2.shape
     w1, w3 = w13.view(2, parts, F // parts, D)
     return torch.cat([w1, w3], dim=1), w2.view(D, parts, F // parts).transpose(0, 1)
@@ -176,7 +176,7 @@ GATE_ROW = define(
 
 
 def moe_layer(x, logits, experts, shared, k, scale):
-    """The layer's output for one token x [D], without the residual; experts and shared are functions."""
+    """The layer's output for one token x [D], without the residual; experts: a list of functions."""
     s, chosen = logits.sigmoid().topk(k)
     g = scale * s / s.sum()
     routed = sum(weight * experts[e](x) for weight, e in zip(g, chosen.tolist(), strict=True))
@@ -249,7 +249,7 @@ MOE_LAYER = define(
 
 
 def dispatch(x, weights, indices, experts):
-    """sum_k weights[t, k] experts[indices[t, k]](x[t]) for all tokens [T D]; each expert runs at most once."""
+    """Each token's weighted sum of its experts, [T D]; an expert runs at most once."""
     order = indices.flatten().argsort()
     token = order // indices.shape[1]
     counts = indices.flatten().bincount(minlength=len(experts)).tolist()
@@ -341,7 +341,7 @@ DISPATCH = define(
 
 
 def activated(cfg):
-    """Parameters that one token uses, counted as in the papers: with the head, without the embedding table."""
+    """Parameters that one token uses: with the head, without the embedding table."""
     D = cfg.dim
     every = cfg.n_layers * (attention_params(cfg) + 2 * D)
     dense = cfg.n_dense_layers * 3 * D * cfg.inter_dim
