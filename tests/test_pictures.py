@@ -54,7 +54,7 @@ DRAWINGS |= {  # 01_tokens
 DRAWINGS |= {  # 04_moe
     "teams": lambda: plot.teams([[True, False, False, True], [False, True, False, False]], 4, {4: 0.4, 16: 0.1}),
     "flow": lambda: plot.flow(["Once", " upon", " 你"], [[0.6, 0, 0, 0.4], [0, 0.5, 0.5, 0], [0.3, 0, 0.7, 0]], 1),
-    "flow without a shared expert": lambda: plot.flow([" a", " b"], [[1.0, 0, 0], [0, 0.5, 0.5]], 0, shared=0),
+    "flow without a shared expert": lambda: plot.flow([" a", " b"], [[1.0, 0, 0, 0], [0, 0.5, 0.5, 0]], 0, 0, 2),
     "sorted_pairs": lambda: plot.sorted_pairs([[0, 3], [1, 3], [4, 0]], 6),
     "dispatch_times": lambda: plot.dispatch_times([1, 64, 512], {"loop": [300, 200], "sort": [90.0, 8.0, 3.0]}),
     "used_parameters": lambda: plot.used_parameters({"experts": (653.9e9, 20.4e9), "embedding": (0.93e9, 0)}),

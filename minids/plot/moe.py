@@ -46,7 +46,9 @@ def teams(chosen: Sequence[Sequence[bool]], cut: int, lost: Mapping[int, float])
 
 
 @styled
-def flow(tokens: Sequence[str], weights: Sequence[Sequence[float]], token: int, shared: int = 1) -> Picture:
+def flow(
+    tokens: Sequence[str], weights: Sequence[Sequence[float]], token: int, shared: int = 1, groups: int = 1
+) -> Picture:
     """Lines from tokens to the experts that answer for them; the heavy ones are one token's.
 
     Args:
@@ -54,6 +56,7 @@ def flow(tokens: Sequence[str], weights: Sequence[Sequence[float]], token: int, 
         weights: [tokens, routed experts], 0 where an expert does not answer.
         token: which token is drawn in colour. ValueError beyond the text.
         shared: how many experts answer for every token.
+        groups: how many groups of equal size the routed experts form; dotted lines part them.
     """
     w = np.asarray(weights, dtype=float)
     T, E = w.shape
@@ -78,6 +81,8 @@ def flow(tokens: Sequence[str], weights: Sequence[Sequence[float]], token: int, 
                 color=ORANGE if chosen else GREY, weight="bold" if chosen else "normal")  # fmt: skip
     for e in range(E + shared):
         _expert(ax, e, e in mine, None if e >= E else int(load[e]), int(load.max()), w[token, e] if e < E else 0)
+    for border in range(E // groups, E, E // groups):
+        ax.plot([border - 0.5] * 2, [1.05, 2.35], LINES[3], color=GREY, linewidth=1.4)
     note = "above: tokens of this text that each routed expert gets; in blue: its weight; S: shared, gets all"
     ax.text(-0.6, 2.5, note, fontsize=9, color=GREY)
     ax.set(title=f"Token {token}, {who}: {len(mine)} of {E} routed experts answer", xlim=(-0.7, E + shared - 0.3))
