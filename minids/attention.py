@@ -73,7 +73,7 @@ class GQA(nn.Module):
         self.wo = nn.Linear(self.n_heads * self.head_dim, cfg.dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"], cache: KVCache | None = None
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"], cache: KVCache | None = None
     ) -> Float[Tensor, "B S D"]:
         B, S, _ = x.shape
         q = apply_rotary_emb(self.wq(x).view(B, S, self.n_heads, self.head_dim), freqs_cis)

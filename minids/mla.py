@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
 from minids.attention import KVCache, attend, causal_mask, room
@@ -60,6 +60,35 @@ class LatentCache:
         return self.kv[0, 0].numel() * self.kv.element_size()
 
 
+class SlotCache(LatentCache):
+    """A latent cache whose rows are unrelated texts of different lengths: what a server decodes together.
+
+    `lengths` [B] are filled; `length`, the longest, is what a reader has to look at. A row is freed by length 0.
+    """
+
+    def __init__(self, batch: int, max_len: int, width: int, device=None, dtype=None):
+        super().__init__(batch, max_len, width, device, dtype)
+        self.kv.zero_()  # a masked value is multiplied by 0, which must not meet a NaN
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def append(self, c: Float[Tensor, "B S C"], k_pe: Float[Tensor, "B S R"]) -> Float[Tensor, "B T CR"]:
+        """Write S new latents and rotated keys behind each row's own; returns the columns of the longest row."""
+        B, S, _ = c.shape
+        self.length = room(int(self.lengths.max()), S, self.kv.shape[1])
+        self.kv[torch.arange(B, device=c.device)[:, None], self.positions(S)] = torch.cat([c, k_pe], -1)
+        self.lengths = self.lengths + S
+        return self.kv[:, : self.length]
+
+    def positions(self, S: int) -> Int[Tensor, "B S"]:
+        """Where the next S tokens of each row stand."""
+        return self.lengths[:, None] + torch.arange(S, device=self.lengths.device)
+
+    def mask(self, S: int) -> Bool[Tensor, "B S T"]:
+        """True where a query, one of each row's last S, may look: not beyond itself, not at another text's rest."""
+        at = self.positions(S) - S
+        return torch.arange(self.length, device=at.device) <= at.unsqueeze(-1)
+
+
 class MLA(nn.Module):
     """Attention whose cache is a latent of C values and one rotated key of R values a token, shared by all H heads."""
 
@@ -83,7 +112,7 @@ class MLA(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B S D"],
-        freqs_cis: Complex[Tensor, "S P"],
+        freqs_cis: Complex[Tensor, "*b S P"],
         cache: KVCache | LatentCache | None = None,
         impl: str = "naive",
     ) -> Float[Tensor, "B S D"]:
@@ -94,7 +123,7 @@ class MLA(nn.Module):
             self._check_cache(cache, impl)
         if impl == "absorb":
             kv = cache.append(c, k_pe) if isinstance(cache, LatentCache) else torch.cat([c, k_pe], -1)  # [B T C+R]
-            o = self._absorbed(q_nope, q_pe, kv)
+            o = self._absorbed(q_nope, q_pe, kv, cache.mask(x.shape[1]) if isinstance(cache, SlotCache) else None)
         else:
             if isinstance(cache, LatentCache):
                 c, k_pe = cache.append(c, k_pe).split([self.C, self.R], -1)
@@ -105,7 +134,7 @@ class MLA(nn.Module):
         return self.wo(o.flatten(2))
 
     def queries(
-        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"]
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"]
     ) -> tuple[Float[Tensor, "B S H N"], Float[Tensor, "B S H R"]]:
         """Each head's query: the part without position, and the part that RoPE turned."""
         B, S, _ = x.shape
@@ -115,7 +144,7 @@ class MLA(nn.Module):
         return q_nope, apply_rotary_emb(q_pe, freqs_cis)
 
     def latents(
-        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"]
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"]
     ) -> tuple[Float[Tensor, "B S C"], Float[Tensor, "B S R"]]:
         """(c, k_pe), all that the cache keeps: the normalised latent, and the rotated key that the heads share."""
         # eq. 1 and 3: c_KV = RMSNorm(W_DKV h), k_R = RoPE(W_KR h)
@@ -133,7 +162,11 @@ class MLA(nn.Module):
         return torch.cat([k_nope, k_pe.unsqueeze(2).expand(-1, -1, self.H, -1)], -1), v
 
     def _absorbed(
-        self, q_nope: Float[Tensor, "B S H N"], q_pe: Float[Tensor, "B S H R"], kv: Float[Tensor, "B T CR"]
+        self,
+        q_nope: Float[Tensor, "B S H N"],
+        q_pe: Float[Tensor, "B S H R"],
+        kv: Float[Tensor, "B T CR"],
+        mask: Bool[Tensor, "B S T"] | None = None,
     ) -> Float[Tensor, "B S H V"]:
         B, S, H, _ = q_nope.shape
         T = kv.shape[1]
@@ -144,7 +177,10 @@ class MLA(nn.Module):
         # score_j = scale (q'_h . c_j + q_pe_h . k_pe_j),  z_h = sum_j softmax_j c_j: one key head for all H queries.
         # The values are the keys' first C features: the cache is read in place, the rest of the mix is thrown away
         kv = kv.unsqueeze(1)  # [B 1 T C+R]
-        mask = causal_mask(S, T, kv.device).repeat_interleave(H, 0) if S > 1 else None  # [SH T]
+        if mask is None and S > 1:
+            mask = causal_mask(S, T, kv.device)
+        if mask is not None:
+            mask = mask.repeat_interleave(H, -2).unsqueeze(-3)  # [1 SH T], or [B 1 SH T]
         z = F.scaled_dot_product_attention(q.unsqueeze(1), kv, kv, mask, scale=self.scale)[..., : self.C]  # [B 1 SH C]
         # o_h = W_UV_h z_h
         o = torch.bmm(z.reshape(B * S, H, self.C).transpose(0, 1), w_uv.transpose(1, 2))  # [H BS V]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from minids.attention import GQA, KVCache
 from minids.config import Config
 from minids.layers import MLP, RMSNorm, head_loss
-from minids.mla import MLA, LatentCache
+from minids.mla import MLA, LatentCache, SlotCache
 from minids.moe import Experts, MoE, Routing
 from minids.mtp import MTP, mtp_loss
 from minids.rope import precompute_freqs_cis
@@ -59,7 +59,7 @@ class Block(nn.Module):
         self.ffn = MoE(cfg) if moe else MLP(cfg.dim, cfg.inter_dim)
 
     def forward(
-        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"], cache=None, impl: str = "naive"
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"], cache=None, impl: str = "naive"
     ) -> tuple[Float[Tensor, "B S D"], Routing | None]:
         how = (impl,) if isinstance(self.attn, MLA) else ()
         x = x + self.attn(self.attn_norm(x), freqs_cis, cache, *how)
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
     def _head_loss(self, h: Float[Tensor, "B S D"], targets: Int[Tensor, "B S"]) -> Float[Tensor, ""]:
         return head_loss(h, self.head.weight, targets)
 
-    def _angles(self, tokens: Int[Tensor, "B S"], cache: Cache | None) -> Complex[Tensor, "S P"]:
+    def _angles(self, tokens: Int[Tensor, "B S"], cache: Cache | None) -> Complex[Tensor, "*b S P"]:
         start = cache[0].length if cache else 0
         end, longest = start + tokens.shape[1], self.cfg.max_seq_len
         if end > longest:
@@ -155,4 +155,5 @@ class Transformer(nn.Module):
                 f"the context must fit into max_seq_len = {longest}; got {start} + {tokens.shape[1]} = {end} tokens. "
                 "Shorten the prompt, or extend the model with YaRN (rope_factor, 12_long_context)."
             )
-        return self.freqs_cis[start:end]
+        first = cache[0] if cache else None
+        return self.freqs_cis[first.positions(tokens.shape[1]) if isinstance(first, SlotCache) else slice(start, end)]

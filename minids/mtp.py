@@ -52,7 +52,7 @@ class MTP(nn.Module):
         self,
         h: Float[Tensor, "B S D"],
         emb: Float[Tensor, "B S D"],
-        freqs_cis: Complex[Tensor, "S P"],
+        freqs_cis: Complex[Tensor, "*b S P"],
         cache=None,
         impl: str = "naive",
     ):

@@ -82,10 +82,13 @@ def precompute_freqs_cis(cfg: Config) -> Complex[Tensor, "L P"]:
     return torch.polar(torch.full_like(angle, rotary_mscale(cfg)), angle)
 
 
-def apply_rotary_emb(x: Float[Tensor, "B S H R"], freqs_cis: Complex[Tensor, "S P"]) -> Float[Tensor, "B S H R"]:
-    """Turn the pairs (x0,x1), (x2,x3), .. of each head by its position's angle: DeepSeek's interleaved layout."""
+def apply_rotary_emb(x: Float[Tensor, "B S H R"], freqs_cis: Complex[Tensor, "*b S P"]) -> Float[Tensor, "B S H R"]:
+    """Turn the pairs (x0,x1), (x2,x3), .. of each head by its position's angle: DeepSeek's interleaved layout.
+
+    The angles are the same for all rows, or [B S P] where rows stand at different positions.
+    """
     B, S, H, R = x.shape
     wide = (x if x.dtype.itemsize >= 4 else x.float()).contiguous()
     z = torch.view_as_complex(wide.view(B, S, H, R // 2, 2))  # [B S H R/2]
     # (x0 + i x1) exp(i s f)
-    return torch.view_as_real(z * freqs_cis.unsqueeze(1)).view(B, S, H, R).to(x.dtype)
+    return torch.view_as_real(z * freqs_cis.unsqueeze(-2)).view(B, S, H, R).to(x.dtype)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minids.config import tiny
-from minids.mla import MLA
+from minids.mla import MLA, SlotCache
+from minids.model import Transformer
 from minids.rope import precompute_freqs_cis
 
 SMALL = replace(tiny(), dim=24, n_heads=3, q_lora_rank=10, kv_lora_rank=7, qk_nope_head_dim=6, qk_rope_head_dim=4,
@@ -90,3 +91,27 @@ def test_a_cache_of_another_form_and_an_unknown_form_are_refused():
         attn(torch.randn(1, 3, 24), freqs, attn.new_cache(1, 8, "naive"), "absorb")
     with pytest.raises(ValueError, match="impl is one of naive, latent, absorb; got 'fast'"):
         attn.new_cache(1, 8, "fast")
+
+
+def test_rows_of_different_lengths_decode_together_as_each_would_alone() -> None:
+    model = Transformer(replace(tiny(), vocab_size=61, n_layers=2), torch.Generator().manual_seed(5)).eval()
+    dice, texts = torch.Generator().manual_seed(6), []
+    width, cfg = model.cfg.kv_lora_rank + model.cfg.qk_rope_head_dim, model.cfg
+    slots = [SlotCache(3, 20, width) for _ in range(cfg.n_layers)]
+    for row, n in enumerate((4, 11, 7)):
+        texts.append(torch.randint(61, (n,), generator=dice))
+        alone = model.new_cache(1, n)
+        model.hidden(texts[row][None], alone, "latent")
+        for slot, layer in zip(slots, alone, strict=True):
+            slot.kv[row, :n], slot.lengths[row] = layer.kv[0], n  # type: ignore[union-attr]
+    for S in (1, 3, 1):
+        new = torch.randint(61, (3, S), generator=dice)
+        with torch.no_grad():
+            got = model(new, slots, "absorb")
+        texts = [torch.cat(pair) for pair in zip(texts, new, strict=True)]
+        for row, text in enumerate(texts):
+            with torch.no_grad():
+                torch.testing.assert_close(got[row], model(text[None])[0, -S:], atol=1e-5, rtol=1e-4)
+    assert slots[0].lengths.tolist() == [9, 16, 12] and slots[0].length == 16
+    with pytest.raises(ValueError, match=r"16 \+ 5 > 20"):
+        model(torch.randint(61, (3, 5), generator=dice), slots, "absorb")
