@@ -18,7 +18,7 @@ from minids.exercises import define, expect_close, expect_equal, slip, wrong
 
 
 def max_vio(loads):
-    """MaxVio of one step; loads [n, E] counts the tokens that each of its n micro-batches sent to each expert."""
+    """MaxVio of one step; loads [n, E]: tokens that each of its n micro-batches sent to each expert."""
     load = loads.sum(0).double()
     return load.max() / load.mean() - 1
 
@@ -149,7 +149,7 @@ MOVED_BIAS = define(
 
 
 def route(scores, bias, groups, M, K):
-    """(weights [T, K], indices [T, K]) of V3's gate for scores [T, E], with K experts from at most M of the groups."""
+    """(weights [T, K], indices [T, K]) of V3's gate, for scores [T, E]: K experts from M of the groups."""
     T, E = scores.shape
     s = scores + bias
     best = s.view(T, groups, E // groups).topk(2, -1).values.sum(-1)
@@ -241,7 +241,7 @@ ROUTE = define(
 
 
 def sequence_loss(scores, indices):
-    """The mean over sequences of sum_i f_i P_i; scores [B, S, E] after the sigmoid, indices [B, S, K]."""
+    """Mean over sequences of sum_i f_i P_i; scores [B, S, E] after the sigmoid, indices [B, S, K]."""
     S, E = scores.shape[1:]
     K = indices.shape[-1]
     chosen = torch.zeros_like(scores).scatter(2, indices, 1.0)
@@ -327,7 +327,7 @@ SEQUENCE_LOSS = define(
 
 
 def copies(indices, home, per_node):
-    """Mean number of copies of a token that travel to other nodes; expert e lives on node e // per_node."""
+    """Mean number of copies of a token that travel to other nodes; expert e is on node e // per_node."""
     sent = 0
     for experts, own in zip(indices.tolist(), home.tolist(), strict=True):
         nodes = {e // per_node for e in experts}
