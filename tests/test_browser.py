@@ -62,6 +62,12 @@ def names(source: str) -> tuple[set[str], set[str]]:
     return made, needed
 
 
+def imported(source: str) -> set[str]:
+    """The names that a cell imports."""
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name.split(".")[0] for n in found for alias in n.names}
+
+
 def bound_by_loops(nodes: list[ast.AST]) -> set[str]:
     targets = [n.target for n in nodes if isinstance(n, ast.For | ast.comprehension)]
     return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
@@ -84,8 +90,10 @@ def cells_for_widgets(cells: list[str]) -> list[str]:
     """The cells with a widget, and the earlier ones that they build upon."""
     kept: list[str] = []
     wanted: set[str] = set()
+    modules = set().union(*map(imported, cells))
     for source in reversed(cells):
         made, needed = names(source)
+        made -= modules - imported(source)  # torch.manual_seed(0) does not make torch
         if "explore(" in source or made & wanted:
             kept.append(source)
             wanted |= needed
@@ -96,6 +104,8 @@ def test_cells_that_the_widgets_do_not_need_are_left_out() -> None:
     cells = ["import a", "def f(x):\n    y = x\n    return a.b(y)", "y = 1", "for x in range(3): print(x)"]
     cells += ["d = {}", "d['k'] = f(2)", "e = d", "explore(lambda x: d[x], x=(1, 2))", "print(d)"]
     assert cells_for_widgets(cells) == [cells[i] for i in (0, 1, 4, 5, 7)]
+    cells = ["import a", "y = 1\na.b(y)", "a.c()", "explore(lambda x: a.b(x), x=(1, 2))"]
+    assert cells_for_widgets(cells) == [cells[0], cells[3]]
 
 
 def notebooks_with_widgets() -> list[Path]:

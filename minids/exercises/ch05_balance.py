@@ -149,7 +149,7 @@ MOVED_BIAS = define(
 
 
 def route(scores, bias, groups, M, K):
-    """(weights [T, K], indices [T, K]) of V3's gate, for scores [T, E]: K experts from M of the groups."""
+    """(weights, indices), [T, K] each, of V3's gate: scores [T, E], K experts from M of the groups."""
     T, E = scores.shape
     s = scores + bias
     best = s.view(T, groups, E // groups).topk(2, -1).values.sum(-1)
@@ -327,7 +327,7 @@ SEQUENCE_LOSS = define(
 
 
 def copies(indices, home, per_node):
-    """Mean number of copies of a token that travel to other nodes; expert e is on node e // per_node."""
+    """Mean number of copies of a token sent to other nodes; expert e is on node e // per_node."""
     sent = 0
     for experts, own in zip(indices.tolist(), home.tolist(), strict=True):
         nodes = {e // per_node for e in experts}

@@ -74,7 +74,7 @@ def balance_cost(arms: Mapping[str, Sequence[tuple[str, float, float]]], ylabel:
     """What balance costs: the loss against MaxVio, a point for each setting of each method.
 
     Args:
-        arms: method -> [(label, MaxVio, loss)] in the order in which the points are joined.
+        arms: method -> [(label, MaxVio, loss)] in the order in which the points are joined; a label may be empty.
     """
     alt = f"{ylabel} against MaxVio: {'; '.join(f'{n}: ' + ', '.join(p[0] for p in ps) for n, ps in arms.items())}"
     picture, ax = axes(alt, height=3.2)
@@ -82,10 +82,11 @@ def balance_cost(arms: Mapping[str, Sequence[tuple[str, float, float]]], ylabel:
         x, y = [p[1] for p in points], [p[2] for p in points]
         ax.plot(x, y, LINES[i % 4], marker=MARKS[i % 5], color=COLOURS[i % 7], label=name)
         for text, px, py in points:
-            place = {"xytext": (6, 4 if i else -12), "textcoords": "offset points"}
-            ax.annotate(text, (px, py), fontsize=8, color=COLOURS[i % 7], **place)
-    ax.set(xlabel="MaxVio (0: balanced)", ylabel=ylabel, xlim=(0, None), title="Lower left is better")
-    ax.margins(0.12)
+            place = {"xytext": (4, -13 if i else 6), "textcoords": "offset points"}
+            ax.annotate(text, (px, py), fontsize=9, color=COLOURS[i % 7], **place)
+    right = 1.15 * max(p[1] for points in arms.values() for p in points)
+    ax.margins(y=0.15)
+    ax.set(xlabel="MaxVio (0: balanced)", ylabel=ylabel, xlim=(0, right), title="Lower left is better")
     ax.legend(loc="upper right")
     return picture
 
