@@ -26,6 +26,8 @@ Notebook: 03_mla.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int
@@ -76,8 +78,14 @@ class SlotCache(LatentCache):
         B, S, _ = c.shape
         self.length = room(int(self.lengths.max()), S, self.kv.shape[1])
         self.kv[torch.arange(B, device=c.device)[:, None], self.positions(S)] = torch.cat([c, k_pe], -1)
-        self.lengths = self.lengths + S
+        self.lengths += S
         return self.kv[:, : self.length]
+
+    def first(self, rows: int) -> SlotCache:
+        """The first rows as a cache of their own, in the same memory."""
+        part = copy.copy(self)
+        part.kv, part.lengths = self.kv[:rows], self.lengths[:rows]
+        return part
 
     def positions(self, S: int) -> Int[Tensor, "B S"]:
         """Where the next S tokens of each row stand."""
