@@ -14,8 +14,11 @@ from matplotlib import pyplot
 from PIL import Image
 
 from minids import plot, widgets
+from minids.dualpipe import schedule
+from minids.plot.pipeline import held_at, idle_until
 from minids.plot.style import text_on
 from minids.plot.treemap import squarify
+from minids.simulator import Times, simulate
 from minids.widgets import LivePlot, explore
 
 DRAWINGS: dict[str, Callable[[], plot.Picture]] = {
@@ -105,6 +108,17 @@ DRAWINGS |= {  # 09_fp8
     "three_products": plot.three_products,
     "accumulation_error": lambda: plot.accumulation_error([128, 4096], {"never": [0.1, 1.2], "N_C = 128": [0.1, 0.1]}),
     "loss_runs": lambda: plot.loss_runs({"fp32": [7.0, 5.0], "fp8": [7.1, 5.1]}, 20, {"fp8": [0.1, -0.2, 0.05]}),
+LINE = simulate(schedule("dualpipe", 4, 10), Times(send=0.25))
+DRAWINGS |= {  # 10_dualpipe
+    "pipeline_schedule": lambda: plot.pipeline_schedule(LINE),
+    "pipeline_schedule of a V with a title": lambda: plot.pipeline_schedule(simulate(schedule("dualpipev", 3, 7)), "V"),
+    "pipeline_player": lambda: plot.pipeline_player(LINE, 12.0),
+    "pipeline_player at its start": lambda: plot.pipeline_player(simulate(schedule("gpipe", 1, 3)), 0.0),
+    "pipeline_costs": lambda: plot.pipeline_costs({"gpipe": (20, 0.26, 1), "dualpipe": (9, 0.09, 2)}),
+    "bubble_by_chunks": lambda: plot.bubble_by_chunks({"1f1b": {8: 0.47, 32: 0.18}, "dualpipe": {16: 0.1, 32: 0.06}}),
+    "pair_lanes": lambda: plot.pair_lanes(
+        {"in turn": [("compute", "MLP (F)", 0, 2), ("network", "COMBINE (F)", 2, 3.5)], "at once": [("network", "PP", 0, 1)]}
+    ),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
 
@@ -347,3 +361,21 @@ def test_the_outlier_lab_says_how_many_numbers_are_lost() -> None:
     x[1, 7], rounded[1, :5] = 5e6, 0.0
     said = plot.outlier_map(x, rounded, (1, 128), (1, 7)).alt
     assert said.startswith("Error of each number, scales for 1 x 128; outlier 5,000,000: 5 of 768 numbers lost")
+def test_the_player_counts_what_a_rank_holds_and_how_long_it_has_idled_at_a_moment() -> None:
+    line = simulate(schedule("1f1b", 2, 3))  # rank 0: F0 F1 . . B0 F2 . B1 . B2;  rank 1: . F0 B0 F1 B1 F2 B2
+    at = {0.0: ([0, 0], [0, 0]), 3.0: ([2, 1], [1, 1]), 4.5: ([2, 1], [2, 1]), line.makespan: ([0, 0], line.bubbles)}
+    for now, want in at.items():
+        assert (held_at(line, now), idle_until(line, now)) == want, now
+    for name in ("dualpipe", "zb1p"):  # never more at a moment than over the whole, and that much at some moment
+        line = simulate(schedule(name, 4, 8))
+        moments = [held_at(line, span.start + 0.01) for row in line.spans for span in row]
+        assert [max(held[r] for held in moments) for r in range(4)] == line.peaks
+
+
+def test_the_player_says_the_moment_and_stays_within_the_schedule() -> None:
+    line = simulate(schedule("dualpipe", 4, 10))
+    assert plot.pipeline_player(line, 99).alt == (
+        "Pipeline schedule at time 32: dualpipe, 4 ranks, 10 chunks: 32 long, 2 of it idle, 5 chunks held; "
+        "held now 0, idle so far 2"
+    )
+    assert plot.pipeline_player(line, -1).alt.startswith("Pipeline schedule at time 0: ")

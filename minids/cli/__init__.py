@@ -1,7 +1,7 @@
-"""The command line: count a model, train one, let it write, measure it, and carry weights to and from Hugging Face.
+"""The command line: count a model, train it, let it write, measure it, carry weights to Hugging Face, lay out a pipeline.
 
-Paper: none; each command is a thin shell over one module (`costs`, `train`, `generate`, `stories`, `hf`) and has a
-file of its own here with a function `add`, which registers it; `COMMANDS` lists them in the order of the help.
+Paper: none; each command is a thin shell over one module (`costs`, `train`, `generate`, `stories`, `hf`, `dualpipe`)
+and has a file of its own here with a function `add`, which registers it; `COMMANDS` lists them in the order of the help.
 
     minids info v3                                   parameters, activated parameters, cache, operations
     minids train --minutes 10 --out runs/mine        train, or go on where that directory stands
@@ -9,13 +9,14 @@ file of its own here with a function `add`, which registers it; `COMMANDS` lists
     minids eval --model runs/mine                    bits per byte, grammatical stories, balanced experts
     minids export-hf out --model runs/mine           for transformers and what reads its format
     minids import-hf their/dir mine/                 the other way
+    minids schedule dualpipe --ranks 8 --ops         the order of a pipeline's operations; --table compares
 
 What a user can mend (a wrong path, a size that does not fit) ends with one line on stderr and exit code 2, Ctrl-C
 with 130.
 
 Differs from the paper: nothing to differ from.
 Left out: serving (17_serving), training on several machines (torchrun on a script of your own).
-Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`.
+Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`, 10_dualpipe `schedule`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from typing import Any
 
 import torch
 
-from minids.cli import convert, evaluate, generate, info, train
+from minids.cli import convert, evaluate, generate, info, schedule, train
 
-COMMANDS = (info, train, generate, evaluate, convert)
+COMMANDS = (info, train, generate, evaluate, convert, schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,4 +87,6 @@ EXAMPLES = """examples:
   minids eval --model runs/mine
   minids export-hf out --model runs/mine            then: transformers.AutoModelForCausalLM.from_pretrained("out")
   minids import-hf out back
+  minids schedule --table --ranks 8 --chunks 20     bubble and memory, by formula and simulated
+  minids schedule dualpipe --draw figure5.png
 """
