@@ -117,7 +117,7 @@ DRAWINGS |= {  # 10_dualpipe
     "pipeline_costs": lambda: plot.pipeline_costs({"gpipe": (20, 0.26, 1), "dualpipe": (9, 0.09, 2)}),
     "bubble_by_chunks": lambda: plot.bubble_by_chunks({"1f1b": {8: 0.47, 32: 0.18}, "dualpipe": {16: 0.1, 32: 0.06}}),
     "pair_lanes": lambda: plot.pair_lanes(
-        {"in turn": [("compute", "MLP (F)", 0, 2), ("network", "COMBINE (F)", 2, 3.5)], "at once": [("network", "PP", 0, 1)]}
+        {"in turn": [("compute", "MLP (F)", 0, 2), ("network", "COMBINE (F)", 2, 3)], "PP": [("network", "PP", 0, 1)]}
     ),
 }
 each_drawing = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())

@@ -1,4 +1,4 @@
-"""`minids schedule`: DeepSeek's order, table 2 of the V3 report by formula and by the clock, a picture, plain errors."""
+"""`minids schedule`: DeepSeek's order, table 2 of the V3 report by formula and by the clock, a picture, errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_picture_is_written_as_a_png(tmp_path: Path, capsys) -> None:
         (["1f1b", "--f", "0"], "a time is above 0; got --f 0"),
         (["1f1b", "--send", "-1"], "a time is 0 or more; got --send -1"),
         (["1f1b", "--w", "nan"], "a time is above 0; got --w nan"),
-        (["1f1b", "--table", "--ranks", "5"], "are even; got 5"),
+        (["1f1b", "--table", "--ranks", "5"], "even ranks and chunks; got 5"),
         (["1f1b", "--draw", "x.gif"], "the picture is a PNG file; got --draw x.gif. Call it x.png."),
         (["1f1b", "--draw", "no/such/x.png"], "there is no directory"),
     ],

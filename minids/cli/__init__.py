@@ -1,7 +1,7 @@
-"""The command line: count a model, train it, let it write, measure it, carry weights to Hugging Face, lay out a pipeline.
+"""The command line: count, train, use and measure a model, trade weights with Hugging Face, lay out pipelines.
 
 Paper: none; each command is a thin shell over one module (`costs`, `train`, `generate`, `stories`, `hf`, `dualpipe`)
-and has a file of its own here with a function `add`, which registers it; `COMMANDS` lists them in the order of the help.
+and has a file of its own here with a function `add`, which registers it; `COMMANDS` lists them in the help's order.
 
     minids info v3                                   parameters, activated parameters, cache, operations
     minids train --minutes 10 --out runs/mine        train, or go on where that directory stands

@@ -68,19 +68,14 @@ def _table(stages: int, chunks: int, times: Times) -> list[str]:
     """Every schedule for a model of `stages` stages; the V folds two of them onto each device."""
     rows = [HEAD]
     for name in SCHEDULES:
-        if name == "dualpipev" and stages % 2:
-            raise ValueError(
-                f"DualPipeV lays two stages on a device, so they are even; got {stages}. Take {stages + 1}."
-            )
         s = schedule(name, stages // 2 if name == "dualpipev" else stages, chunks)
         line, published = simulate(s, times), formula(name, s.stages, times)
         rows.append((
             name, str(s.ranks), str(s.stages), f"{s.copies}x", str(max(line.peaks)),
             "-" if published is None else f"{published:g}", f"{line.bubble:g}", f"{line.makespan:g}",
         ))  # fmt: skip
-    wide = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, wide, strict=True)))
-             for row in rows]  # fmt: skip
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [row[0].ljust(wide[0]) + "".join(map(str.rjust, row[1:], (w + 2 for w in wide[1:]))) for row in rows]
     where = f"{stages} stages, {chunks} chunks; F = {times.F:g}, I = {times.I:g}, W = {times.W:g}, B = I + W"
     return [where, *lines, *_remarks(times)]
 

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.patches import Patch
 from matplotlib.path import Path
@@ -15,7 +14,19 @@ from matplotlib.transforms import Affine2D
 
 from minids.pipeline import Op
 from minids.plot.style import (
-    BLUE, COLOURS, FONT, GOLD, GREEN, GREY, ORANGE, PINK, SKY, Picture, axes, styled, text_on,
+    BLUE,
+    COLOURS,
+    FONT,
+    GOLD,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    Picture,
+    axes,
+    styled,
+    text_on,
 )  # fmt: skip
 from minids.simulator import Timeline
 
