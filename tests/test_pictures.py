@@ -108,6 +108,7 @@ DRAWINGS |= {  # 09_fp8
     "three_products": plot.three_products,
     "accumulation_error": lambda: plot.accumulation_error([128, 4096], {"never": [0.1, 1.2], "N_C = 128": [0.1, 0.1]}),
     "loss_runs": lambda: plot.loss_runs({"fp32": [7.0, 5.0], "fp8": [7.1, 5.1]}, 20, {"fp8": [0.1, -0.2, 0.05]}),
+}
 LINE = simulate(schedule("dualpipe", 4, 10), Times(send=0.25))
 DRAWINGS |= {  # 10_dualpipe
     "pipeline_schedule": lambda: plot.pipeline_schedule(LINE),
