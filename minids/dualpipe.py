@@ -88,7 +88,7 @@ def _row(H: int, h: int, c: int, flipped: bool) -> Row:
     for _ in range(left):
         row += [(op("I", 1),), (put_off.popleft(),), (op("F", 1),)]
     for i in range(c - 2 * H + h + 1):
-        # the middle ranks' first pair would wait for itself: its backward needs the forward next door, and back
+        # the middle ranks' first two apart: the forward is done sooner, and the bubble is smaller (DeepSeek's note)
         first = [op("F", 0), op("B", 1)]
         row += [(first[0],), (first[1],)] if left == 0 and i == 0 else [tuple(first)]
         row.append((op("F", 1), op("B", 0)))
