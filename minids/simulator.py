@@ -8,9 +8,10 @@ A pair takes `pair`, F + B by default; less where it hides communication.
     bubble of a rank = makespan - the time in which the rank computes
     table 2          1F1B (PP - 1)(F + B)   ZB1P (PP - 1)(F + B - 2 W)   DualPipe (PP/2 - 1)(F&B + B - 3 W)
 
-with B = I + W the whole backward and PP the number of stages. The formulas assume F = I = W and no sending time: then
-they equal the longest bubble that is simulated here. When I is longer than F they overestimate DualPipe's, when it is
-shorter they underestimate it.
+with B = I + W the whole backward and PP the number of stages. The paper prints no conditions. On this clock, without
+sending time, 1F1B's formula equals the longest bubble for all times, ZB1P's for W <= F and W <= I, DualPipe's for
+F = I and W <= F, with a pair from B to F + B. When I is longer than F it overestimates, when it is shorter it
+underestimates; a W longer than F does not fit into the gaps and shrinks nothing more.
 
 Differs from the paper: nothing.
 Left out: contention for the network (`minids.network` prices that).

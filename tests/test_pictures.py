@@ -362,6 +362,8 @@ def test_the_outlier_lab_says_how_many_numbers_are_lost() -> None:
     x[1, 7], rounded[1, :5] = 5e6, 0.0
     said = plot.outlier_map(x, rounded, (1, 128), (1, 7)).alt
     assert said.startswith("Error of each number, scales for 1 x 128; outlier 5,000,000: 5 of 768 numbers lost")
+
+
 def test_the_player_counts_what_a_rank_holds_and_how_long_it_has_idled_at_a_moment() -> None:
     line = simulate(schedule("1f1b", 2, 3))  # rank 0: F0 F1 . . B0 F2 . B1 . B2;  rank 1: . F0 B0 F1 B1 F2 B2
     at = {0.0: ([0, 0], [0, 0]), 3.0: ([2, 1], [1, 1]), 4.5: ([2, 1], [2, 1]), line.makespan: ([0, 0], line.bubbles)}

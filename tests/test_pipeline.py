@@ -87,6 +87,30 @@ def test_the_formula_overestimates_when_input_gradients_take_longer_than_forward
         assert gap * sign > 0
 
 
+@pytest.mark.parametrize(("ranks", "chunks"), SIZES)
+def test_the_formulas_hold_exactly_for_equal_f_and_i_a_w_no_longer_and_a_pair_from_b_to_f_plus_b(
+    ranks: int, chunks: int
+) -> None:
+    for times in (
+        Times(2, 2, 1),
+        Times(2, 2, 0.5, pair=4),
+        Times(2, 2, 2, pair=4),
+        Times(2, 2, 2, pair=5),
+        Times(1, 1, 0.25, pair=1.25),
+    ):
+        for name in ("1f1b", "zb1p", "dualpipe"):
+            assert simulate(schedule(name, ranks, chunks), times).bubble == formula(name, ranks, times), (name, times)
+    for times in (Times(3, 2, 2), Times(2, 3, 1), Times(3, 4, 3)):  # F and I may differ, in these two
+        for name in ("1f1b", "zb1p"):
+            assert simulate(schedule(name, ranks, chunks), times).bubble == formula(name, ranks, times), (name, times)
+
+
+def test_a_w_longer_than_f_fits_into_no_gap_and_shrinks_no_bubble() -> None:
+    for name in ("zb1p", "dualpipe"):
+        found = [simulate(schedule(name, 8, 20), Times(W=W)).bubble for W in (1, 1.5, 3)]
+        assert len(set(found)) == 1 and found[0] > (formula(name, 8, Times(W=3)) or 0)
+
+
 def test_a_pair_that_hides_communication_saves_its_time_in_every_pair() -> None:
     plain, hidden = simulate(dualpipe(4, 8), Times(send=0.5)), simulate(dualpipe(4, 8), Times(pair=2.5, send=0.5))
     assert hidden.makespan < plain.makespan

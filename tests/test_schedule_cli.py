@@ -41,7 +41,7 @@ def test_the_table_is_table_2_by_formula_and_by_the_clock(capsys) -> None:
     assert "chunks held" in names and not any("need not" in row for row in rows)
 
 
-@pytest.mark.parametrize("times", [("--i", "2"), ("--send", "0.5"), ("--pair", "2.5")])
+@pytest.mark.parametrize("times", [("--i", "2"), ("--send", "0.5"), ("--pair", "4"), ("--pair", "1.5"), ("--w", "2")])
 def test_the_table_says_when_its_formulas_need_not_hold(times: tuple[str, str], capsys) -> None:
     assert "need not" in printed(capsys, "--table", "--ranks", "4", "--chunks", "8", *times)[-1]
 

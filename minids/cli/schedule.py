@@ -82,12 +82,10 @@ def _table(stages: int, chunks: int, times: Times) -> list[str]:
 
 def _remarks(times: Times) -> list[str]:
     held = "Chunks held: by the fullest rank, counted in chunks of one stage. '-': not in table 2 of V3."
-    if times.F == times.I == times.W and not times.send and not times.pair:
+    pair = times.pair or times.F + times.B
+    if times.F == times.I >= times.W and not times.send and times.B <= pair <= times.F + times.B:
         return [held]
-    return [
-        held,
-        "The formulas hold for F = I = W, a pair as long as its parts and no sending time: here they need not.",
-    ]
+    return [held, "The formulas hold for F = I, W no longer, a pair from B to F + B, nothing sent: here they need not."]
 
 
 def _draw(timeline: Timeline, path: Path) -> None:

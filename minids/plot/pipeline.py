@@ -10,6 +10,7 @@ from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.patches import Patch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from minids.pipeline import Op
@@ -21,6 +22,7 @@ from minids.plot.style import (
     GREEN,
     GREY,
     ORANGE,
+    PALE,
     PINK,
     SKY,
     Picture,
@@ -87,7 +89,8 @@ def pipeline_costs(paid: Mapping[str, tuple[float, float, int]]) -> Picture:
         ax.annotate(name, (held, 100 * share), (8, 5), textcoords="offset points", color=text_on("white"))
     ax.set(xlabel="chunks whose activations the fullest rank holds", ylabel="longest idle time (%)")
     ax.set_ylim(0, 1.18 * max(100 * share for _, share, _ in paid.values()))
-    ax.margins(x=0.15)
+    ax.set_xlim(0, 1.2 * max(held for held, _, _ in paid.values()))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("filled: parameters once; hollow: twice")
     return picture
 
@@ -125,8 +128,9 @@ def pair_lanes(runs: Mapping[str, Sequence[Part]]) -> Picture:
     for ax, (name, parts) in zip(all_axes[:, 0], runs.items(), strict=True):
         for lane, what, start, end in parts:
             y, forward = ("network", "compute").index(lane), "(F)" in what
-            colour = FILL["F0" if forward else "I0"]
-            ax.barh(y, end - start, 0.8, start, color=colour, edgecolor="white", hatch=None if forward else "////")
+            backward = "(B)" in what or "(W)" in what
+            colour = FILL["F0"] if forward else FILL["I0"] if backward else PALE
+            ax.barh(y, end - start, 0.8, start, color=colour, edgecolor="white", hatch="////" if backward else None)
             box = {"facecolor": colour, "edgecolor": "none", "pad": 1}
             ax.text((start + end) / 2, y, what.replace(" (", "\n("), ha="center", va="center", fontsize=7.5, bbox=box)
         ax.set_title(f"{name}: {ends[name]:g}")
