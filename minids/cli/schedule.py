@@ -66,7 +66,7 @@ def _summary(timeline: Timeline) -> list[str]:
 
 def _table(stages: int, chunks: int, times: Times) -> list[str]:
     """Every schedule for a model of `stages` stages; the V folds two of them onto each device."""
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     for name in SCHEDULES:
         s = schedule(name, stages // 2 if name == "dualpipev" else stages, chunks)
         line, published = simulate(s, times), formula(name, s.stages, times)

@@ -6,7 +6,9 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
@@ -236,9 +238,9 @@ def _texts(ax: Any, labels: Sequence[tuple[str, float, float, str, float]], size
 @functools.cache
 def _outline(text: str, size: float) -> Path:
     """The outline of a text around its middle, in points."""
-    path = TextPath((0, 0), text, size=size, prop={"family": FONT})
-    low, high = path.get_extents().min, path.get_extents().max
-    return Path(path.vertices - (low + high) / 2, path.codes)
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(family=FONT))
+    box = path.get_extents()
+    return Path(np.asarray(path.vertices) - np.add(box.min, box.max) / 2, path.codes)
 
 
 def _legend(timeline: Timeline) -> list[Patch]:
