@@ -14,7 +14,7 @@ arXiv 2505.09343 table 1.
 Differs from the paper: README_WEIGHTS.md says 36.7 B activated "including embedding and head"; the shapes give 37.55 B
 that way and 36.63 B without the embedding. Its 11.5 B for the MTP module leaves out eh_proj; with it there are 11.61 B.
 Left out: activations and optimizer memory (11_expert_parallel).
-Notebook: 00_start, 07_deepseek.
+Notebook: 00_start, 04_moe, 07_deepseek.
 """
 
 from __future__ import annotations
