@@ -114,4 +114,4 @@ def test_the_picture_of_a_run_says_where_it_stands() -> None:
     run.advance(30, 0.01, 0.0, 2, 4)
     alt = plot.router_lab(run.loads, run.losses, run.settings, window=20).alt
     assert alt.startswith("Router lab, step 30: gamma 0.01, alpha 0, K 2, M 4; MaxVio ")
-    assert f"MaxVio {run.max_vio[-20:].mean().item():.2f}, loss {sum(run.losses[-20:]) / 20:.3f}" in alt
+    assert f"MaxVio {run.max_vio[-20:].mean().item():.2f}, error {sum(run.losses[-20:]) / 20:.3f}" in alt

@@ -98,12 +98,12 @@ def router_lab(
     settings: Sequence[tuple[float, float, int, int]],
     window: int = 200,
 ) -> Picture:
-    """A run that is being steered: the load of each expert, MaxVio and the loss, over its last steps.
+    """A run that is being steered: the load of each expert, MaxVio and the error, over its last steps.
 
     It is drawn many times a second. So it has one pair of axes without ticks, which would take most of the time.
 
     Args:
-        loads: [steps, experts]; losses: of each step; settings: gamma, alpha, K and M of each step.
+        loads: [steps, experts]; losses: the error of each step; settings: gamma, alpha, K and M of each step.
         window: so many of the last steps are shown.
     """
     n, first = len(loads), max(0, len(loads) - window)
@@ -111,7 +111,7 @@ def router_lab(
     vio = shares.max(0) - 1
     gamma, alpha, top_k, groups = settings[-1] if n else (0.0, 0.0, 1, 1)
     now = f"step {n}: gamma {gamma:g}, alpha {alpha:g}, K {top_k}, M {groups}"
-    recent = f"MaxVio {vio[-20:].mean():.2f}, loss {np.mean(losses[-20:]) if n else 0:.3f} (mean of 20 steps)"
+    recent = f"MaxVio {vio[-20:].mean():.2f}, error {np.mean(losses[-20:]) if n else 0:.3f} (mean of 20 steps)"
     picture = Picture(figsize=(7.0, 3.7))
     picture.alt = f"Router lab, {now}; {recent}"
     ax = picture.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(-0.13 * window, 1.02 * window), ylim=(0, 100))
@@ -124,7 +124,7 @@ def router_lab(
     ax.vlines(changes, 5, 84, color="black", linewidth=1, linestyle=":")
     right: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 9}
     left = {**right, "ha": "left"}
-    for y, text in ((82, "expert 1"), (49, str(len(shares))), (34, "MaxVio"), (13, "loss")):
+    for y, text in ((82, "expert 1"), (49, str(len(shares))), (34, "MaxVio"), (13, "error")):
         ax.text(-0.012 * window, y, text, **right)
     for y, text in ((42, "3"), (27, "0"), (21, "1"), (6, "0")):
         ax.text(-0.012 * window, y, text, **right, color=GREY)
