@@ -42,12 +42,12 @@ def test_the_depth_is_where_the_needle_stands():
         assert abs(sum(found) / 20 - d / 8) < 0.03
 
 
-def test_answers_are_uniform_over_90_numbers_and_independent_of_the_others():
+def test_answers_are_uniform_over_20_numbers_and_independent_of_the_others():
     rng = random.Random(7)
-    counts = Counter(needle.haystack(32, 0.5, rng).answer for _ in range(9000))
-    assert counts.keys() == set(NUMBERS) and len(NUMBERS) == 90
-    # 89 degrees of freedom: chi2 of 150 or more in 1 of 20,000 draws
-    assert sum((n - 100) ** 2 / 100 for n in counts.values()) < 150
+    counts = Counter(needle.haystack(32, 0.5, rng).answer for _ in range(4000))
+    assert counts.keys() == set(NUMBERS) and len(NUMBERS) == 20
+    # 19 degrees of freedom: chi2 of 50 or more in 1 of 8,000 draws
+    assert sum((n - 200) ** 2 / 200 for n in counts.values()) < 50
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 5, 6, 7, 8, 50])
@@ -58,14 +58,14 @@ def test_filler_has_exactly_the_words_asked_for_and_no_fact(length):
     assert not set(words) & {*NAMES, *NUMBERS, *FORMS}
 
 
-def test_a_row_marks_closing_names_and_the_values_that_were_stated_before_and_nothing_else():
+def test_a_row_marks_the_values_that_were_stated_before_and_nothing_else():
     for seed in range(40):
-        tokens, known = needle.row(53, random.Random(seed), facts=5)
+        tokens, known = needle.row(53, random.Random(seed), facts=3, times=4)
         words, seen, want = [WORDS[t] for t in tokens], set(), set()
         for place, *fact in facts_in(words):
-            want |= {place, place + 1} if tuple(fact) in seen else {place + 1}
+            want |= {place} if tuple(fact) in seen else set()
             seen.add(tuple(fact))
-        assert len(tokens) == len(known) == 53 and len(seen) == 5 and len(want) == 15
+        assert len(tokens) == len(known) == 53 and len(seen) == 3 and len(want) == 9
         assert {i for i, k in enumerate(known) if k} == want
 
 
@@ -76,7 +76,7 @@ def test_rows_of_one_form_hold_no_word_of_the_other():
 
 def test_words_and_token_numbers_are_one_to_one():
     assert len(set(WORDS)) == len(WORDS) == len(IDS)
-    assert needle.decode(needle.encode("code Mia 47 Mia")) == "code Mia 47 Mia"
+    assert needle.decode(needle.encode("code Mia 17 Mia")) == "code Mia 17 Mia"
     with pytest.raises(KeyError):
         needle.encode("code Mia 100 Mia")
 
@@ -106,7 +106,46 @@ def test_the_score_is_the_share_of_needles_found_and_falls_to_nothing_beyond_the
     assert [len(line) for line in grid] == [2, 2, 2] and grid[2] == [1.0, 1.0] and grid[0] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize(("length", "depth", "others"), [(17, 0.5, 3), (19, 0.5, 3), (64, 1.2, 3), (400, 0.5, 22)])
+@pytest.mark.parametrize(("length", "depth", "others"), [(17, 0.5, 3), (19, 0.5, 3), (64, 1.2, 3), (400, 0.5, 12)])
 def test_a_haystack_that_cannot_be_is_refused(length, depth, others):
     with pytest.raises(ValueError, match="a haystack holds"):
         needle.haystack(length, depth, random.Random(0), others)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_shipped_models_find_needles_at_their_length_and_not_far_beyond(seed):
+    model = needle.shipped(seed)
+    found = needle.heat_map(model, [64, 512], [0.0, 0.5, 1.0], n=32)
+    at_home, far = (sum(column) / 3 for column in zip(*found, strict=True))
+    assert at_home > 0.9 and far < 0.3
+    assert model.cfg.original_seq_len == 64 and not model.training
+
+
+def test_a_model_that_is_not_shipped_is_named():
+    with pytest.raises(FileNotFoundError, match="no model of seed 7"):
+        needle.shipped(7)
+
+
+def test_the_loss_is_that_of_all_words_and_of_the_known_values_again():
+    model = needle.shipped(1)
+    tokens, known = needle.batch(3, 47, random.Random(5))
+    nll = -model(tokens).log_softmax(-1)
+    places = [(b, s) for b in range(3) for s in range(1, 47)]
+    every = [nll[b, s - 1, tokens[b, s]] for b, s in places]
+    asked = [nll[b, s - 1, tokens[b, s]] for b, s in places if known[b, s]]
+    want = torch.stack(every).mean() + torch.stack(asked).mean()
+    torch.testing.assert_close(needle.loss(model, tokens, known), want)
+
+
+def test_training_touches_no_other_weights_and_is_repeated_by_its_seed():
+    def trained():
+        model = Transformer(needle.config(16), torch.Generator().manual_seed(3))
+        rng = random.Random(4)
+        rows = lambda: needle.batch(4, 16, rng, facts=2)  # noqa: E731
+        for _ in needle.training([*model.layers[1].parameters()], lambda: needle.loss(model, *rows()), 3, rate=1e-3):
+            pass
+        return model
+
+    before, after, again = Transformer(needle.config(16), torch.Generator().manual_seed(3)), trained(), trained()
+    for (name, a), b, c in zip(before.named_parameters(), after.parameters(), again.parameters(), strict=True):
+        assert torch.equal(b, c) and torch.equal(a, b) == (not name.startswith("layers.1."))
