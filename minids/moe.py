@@ -144,7 +144,7 @@ class _SortedExperts(torch.autograd.Function):
         for e, rows in _spans(counts):
             torch.mm(a[rows], w2[e].t(), out=y[rows])
         ctx.save_for_backward(xs, w13, w2, g, token, back, h)
-        ctx.counts = counts
+        ctx.counts, ctx.K = counts, K
         return _sum_rows(y, back.view(T, K))
 
     @staticmethod
@@ -152,7 +152,7 @@ class _SortedExperts(torch.autograd.Function):
     def backward(ctx, d):  # type: ignore[override]
         xs, w13, w2, g, token, back, h = ctx.saved_tensors
         dy = d.index_select(0, token)  # [TK D], by expert
-        T, K = len(d), len(back) // len(d)
+        T, K = len(d), ctx.K  # a process of several may have no token
         (gate, up), dh = h.chunk(2, -1), torch.empty_like(h)
         dgate, dup = dh.chunk(2, -1)
         silu = F.silu(gate)

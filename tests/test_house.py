@@ -20,7 +20,8 @@ FLOORS = [
     {"tokenizer", "corpus", "tasks", "alphabet", "needle"}
     | {"events", "grammar", "lexicon", "maths", "phrases", "pycode", "stories", "tales", "world"},
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "r1", "router_lab"}
-    | {"pipeline", "dualpipe", "schedules", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"},
+    | {"pipeline", "dualpipe", "schedules", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
+    | {"processes"},
     {"generate", "speculate", "serving", "server", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]

@@ -78,3 +78,13 @@ def test_few_tokens_without_gradient_and_many_with_one_give_the_same_outputs():
     with torch.no_grad():
         few = moe(x)[0]
     torch.testing.assert_close(few, moe(x)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_experts_without_a_token_have_no_output_and_zero_gradients() -> None:
+    experts = Experts(3, 5, 2)
+    for p in experts.parameters():
+        torch.nn.init.normal_(p)
+    x, g = torch.empty(0, 5, requires_grad=True), torch.empty(0, 1, requires_grad=True)
+    y = experts.sorted(x, g, torch.empty(0, 1, dtype=torch.long))
+    y.sum().backward()
+    assert y.shape == (0, 5) and experts.w13.grad is not None and experts.w13.grad.abs().sum() == 0
