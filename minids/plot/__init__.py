@@ -37,6 +37,7 @@ from minids.plot.machine import machine
 from minids.plot.model import anatomy, by_depth, cache_bytes, conversions
 from minids.plot.moe import dispatch_times, flow, shares, sorted_pairs, teams, used_parameters
 from minids.plot.mtp import agreement, paired_runs, shifted_sequences
+from minids.plot.network import memory_by_kind, network_lab, overlap_bars, sent_rows, token_copies
 from minids.plot.pipeline import bubble_by_chunks, pair_lanes, pipeline_costs, pipeline_player, pipeline_schedule
 from minids.plot.pretrain import live_run, race, schedule, spike
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
@@ -49,9 +50,10 @@ __all__ = [
     "axes", "balance_cost", "balance_curves", "bent_frequencies", "bubble_by_chunks", "by_depth", "bytes_per_token",
     "cache_bytes", "cache_of_models", "conversions", "curves", "decode_cost", "dispatch_times", "documents_in_rows",
     "domain_pair", "experts_of_tokens", "flow", "label", "live_run", "load_maps", "loss_runs", "low_rank", "machine",
-    "mask_corners", "merge_wall", "needle_maps", "next_tokens", "node_traffic", "numbers_per_token", "outlier_map",
-    "pair_lanes", "paired_runs", "pipeline_costs", "pipeline_player", "pipeline_schedule", "quality_by_cache", "race",
-    "relative_load", "residual_stream", "rounding_error", "router_lab", "schedule", "shares", "shifted_sequences",
-    "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "three_products", "treemap", "turning_pairs",
+    "mask_corners", "memory_by_kind", "merge_wall", "needle_maps", "network_lab", "next_tokens", "node_traffic",
+    "numbers_per_token", "outlier_map", "overlap_bars", "pair_lanes", "paired_runs", "pipeline_costs",
+    "pipeline_player", "pipeline_schedule", "quality_by_cache", "race", "relative_load", "residual_stream",
+    "rounding_error", "router_lab", "schedule", "sent_rows", "shares", "shifted_sequences", "sorted_pairs", "spike",
+    "step_times", "style", "styled", "teams", "three_products", "token_copies", "treemap", "turning_pairs",
     "used_parameters", "what_fits",
 ]  # fmt: skip
