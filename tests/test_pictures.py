@@ -44,6 +44,17 @@ DRAWINGS |= {  # 06_mtp
     "paired_runs": lambda: plot.paired_runs({"off": [1.0, 0.9], "on": [0.95, 0.92], "longer": [0.8, 0.7]}),
     "agreement": lambda: plot.agreement({"en": [(0.3, 0.6, 50), (0.9, 0.99, 400)], "code": [(0.2, 0.4, 100)]}),
 }
+PLAN = {"weights": 3e9, "masters": 5e9}
+DRAWINGS |= {  # 11_expert_parallel
+    "token_copies": lambda: plot.token_copies([0, 5, 9, 33, 34], nodes=4, gpus=3, each=4),
+    "token_copies to each expert": lambda: plot.token_copies([0, 5, 9, 33, 34], 4, 3, 4, once_a_node=False),
+    "sent_rows": lambda: plot.sent_rows([[3, 0, 12], [5, 6, 7], [0, 0, 120]]),
+    "sent_rows of nothing": lambda: plot.sent_rows([[0, 0], [0, 0]]),
+    "network_lab": lambda: plot.network_lab(),
+    "network_lab beyond its ends": lambda: plot.network_lab(200, 40, nodes=8, experts=1),
+    "overlap_bars": lambda: plot.overlap_bars(1.0, 2.0, 3),
+    "memory_by_kind": lambda: plot.memory_by_kind({"plan": PLAN, "other": {"weights": 90e9, "masters": 0.0}}),
+}
 ROWS = {"one a row": [[(0, 9)], [(1, 11)]], "end to end": [[(0, 9), (1, 4)], [(1, 7)]]}
 DRAWINGS |= {  # 01_tokens
     "merge_wall": lambda: plot.merge_wall("a rat, a 你 rat", [("a", "t"), ("r", "at")], 2),
@@ -382,3 +393,16 @@ def test_the_player_says_the_moment_and_stays_within_the_schedule() -> None:
         "held now 0, idle so far 2"
     )
     assert plot.pipeline_player(line, -1).alt.startswith("Pipeline schedule at time 0: ")
+
+
+def test_the_copies_of_a_token_are_counted_by_node_or_by_expert() -> None:
+    experts = [0, 13, 14, 15, 33]  # 12 to a node: one at home, three on node 1, one on node 2
+    assert "2 copies leave the node" in plot.token_copies(experts, 4, 3, 4).alt
+    assert "4 copies leave the node" in plot.token_copies(experts, 4, 3, 4, once_a_node=False).alt
+
+
+@pytest.mark.parametrize(
+    ("experts", "said"), [(8, "0.57 us, InfiniBand decides"), (16, "0.72 us, NVLink decides"), (2, "4 experts on 4")]
+)
+def test_the_network_lab_says_which_link_decides(experts: int, said: str) -> None:
+    assert said in plot.network_lab(experts=experts).alt

@@ -120,7 +120,7 @@ def overlap_bars(compute: float = 1.0, communicate: float = 1.0, chunks: int = 4
                 ax.text(x + width / 2, y, str(i + 1), ha="center", va="center", fontsize=9)
     ax.axvline(found.alone, color=GREY, linestyle="--", linewidth=1.2)
     ax.annotate("one after the other", (found.alone, 1.55), ha="right", fontsize=9, color=GREY)
-    ax.set(title=told, xlabel="time (computing = 1)", ylim=(-0.5, 1.8), xlim=(0, 1.02 * found.alone))
+    ax.set(title=told, xlabel="time", ylim=(-0.5, 1.8), xlim=(0, 1.02 * found.alone))
     ax.set_yticks([0, 1], ["compute", "send"])
     ax.grid(visible=False, axis="y")
     return picture
