@@ -82,7 +82,8 @@ def grid(timeout: float = TIMEOUT, device: str = "cpu", **sizes: int) -> DeviceM
     ranks, wait = torch.arange(world).view(rows, columns), timedelta(seconds=timeout)
     across, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=wait)
     within, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=wait)
-    return DeviceMesh.from_group([across, within], device, mesh=ranks, mesh_dim_names=(first, second))
+    groups: Any = [across, within]  # every rank is in one of each: neither is None
+    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=(first, second))
 
 
 def gathered(result: Any) -> list[Any]:

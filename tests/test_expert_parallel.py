@@ -63,7 +63,7 @@ def cut_layer(arm: str, world: int) -> dict[str, Any]:
 
 
 def everything(world: int) -> dict[str, Any]:
-    found = {arm: cut_layer(arm, world) for arm in ARMS}
+    found: dict[str, Any] = {arm: cut_layer(arm, world) for arm in ARMS}
     try:
         grid(node=3, local=world)
     except ValueError as error:
@@ -128,6 +128,7 @@ def test_the_layer_on_several_processes_equals_one_process_forward_and_backward(
         torch.testing.assert_close(found[r]["x"], x.grad, rtol=1e-9, atol=1e-9)
     for r in range(world):
         for name, p in moe.named_parameters():
+            assert p.grad is not None
             want = p.grad[r * share : (r + 1) * share] if "experts.w" in name and "shared" not in name else p.grad
             torch.testing.assert_close(found[r][name], want, rtol=1e-9, atol=1e-8)
 

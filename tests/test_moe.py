@@ -87,4 +87,5 @@ def test_experts_without_a_token_have_no_output_and_zero_gradients() -> None:
     x, g = torch.empty(0, 5, requires_grad=True), torch.empty(0, 1, requires_grad=True)
     y = experts.sorted(x, g, torch.empty(0, 1, dtype=torch.long))
     y.sum().backward()
-    assert y.shape == (0, 5) and experts.w13.grad is not None and experts.w13.grad.abs().sum() == 0
+    assert y.shape == (0, 5) and x.grad is not None
+    assert experts.w13.grad is not None and not experts.w13.grad.any()
