@@ -278,8 +278,7 @@ PASS_AT_K = define(
     "14.5", "One of k", minutes=7, difficulty=2,
     statement="""
         Of `n` samples for a problem `c` were right. Write `pass_at_k(n, c, k)`: the probability that `k` different
-        ones of
-        them, drawn at random, hold at least one right one.
+        ones of them, drawn at random, hold at least one right one.
     """,
     hints=(
         "When is none of the k right? Count the ways.",
