@@ -54,6 +54,7 @@ DRAWINGS |= {  # 11_expert_parallel
     "network_lab beyond its ends": lambda: plot.network_lab(200, 40, nodes=8, experts=1),
     "overlap_bars": lambda: plot.overlap_bars(1.0, 2.0, 3),
     "memory_by_kind": lambda: plot.memory_by_kind({"plan": PLAN, "other": {"weights": 90e9, "masters": 0.0}}),
+}
 DRAWINGS |= {  # 14_grpo
     "reinforcement": lambda: plot.reinforcement([0.2, 0.5, 0.9], [0.5, 0.9, 1.0], [9.0, 15, 19], [0.7, 0.2, 0.05], 9),
     "reinforcement at its start": lambda: plot.reinforcement([0.2], [0.5], [9.0], [0.7]),
