@@ -137,7 +137,7 @@ class PipelineRank(nn.Module):
                 {"F": self._forward, "B": self._backward, "I": self._input, "W": self._weights}[op.kind](op)
         for sent, _ in self._sent:
             sent.wait()
-        self._sum_copies()
+        self.sum_copies()
         losses = list(self._losses)
         self._reset()
         return losses
@@ -233,7 +233,8 @@ class PipelineRank(nn.Module):
         made: dict = {ranks: dist.new_group(list(ranks)) for ranks in sorted(set(shared.values()))}
         return {name: made[ranks] for name, ranks in shared.items() if self.rank in ranks}
 
-    def _sum_copies(self) -> None:
+    def sum_copies(self) -> None:
+        """Add up the gradients of every parameter that lies on several ranks; `step` does it at its end."""
         named = self.named()
         for name, group in self._groups.items():
             p = named[name]
