@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining._schedule_visualizer import get_schedule_ops
@@ -23,6 +19,7 @@ from minids.dualpipe import SCHEDULES, dualpipev, schedule
 from minids.model import Transformer
 from minids.pipeline import Op, Schedule, Step, in_flight, one_f_one_b
 from minids.pipeline_run import PipelineRank, Stage, blocks_of
+from minids.processes import launch
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "dim": 24, "n_layers": 9, "n_dense_layers": 1, "inter_dim": 28, "moe_inter_dim": 12, "n_heads": 3,
@@ -70,11 +67,9 @@ def by_torch(name: str, like: Schedule) -> tuple[dict[str, Tensor], dict[str, Te
     return ours, {n: p.grad for n, p in pipe.named().items() if p.grad is not None}
 
 
-def in_one_of(rank: int, world: int, folder: str) -> None:
-    """What each process does: one batch with every schedule; its gradients, losses and shared groups go to a file."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/meeting", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+def in_one_of() -> dict[str, Any]:
+    """What each process does: one batch with every schedule, ours and torch's; its gradients and losses."""
+    world = dist.get_world_size()
     found: dict[str, Any] = {}
     for name in SCHEDULES:
         pipe = PipelineRank(CFG, schedule(name, world, CHUNKS[world]), seed=3, alpha=ALPHA, lam=LAM)
@@ -89,16 +84,12 @@ def in_one_of(rank: int, world: int, folder: str) -> None:
         PipelineRank(CFG, one_f_one_b(world + 1, 9))
     except ValueError as error:
         found["message"] = str(error)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 @cache
 def processes(world: int) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(in_one_of, (world, folder), nprocs=world)
-        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world)]
+    return launch(in_one_of, world, timeout=120)
 
 
 @cache
