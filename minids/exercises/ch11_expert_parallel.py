@@ -8,7 +8,6 @@ Notebook: 11_expert_parallel.
 
 from __future__ import annotations
 
-import math
 import random
 
 import torch
@@ -144,7 +143,7 @@ BRING_HOME = define(
 def traffic(indices, experts_per_node, dim):
     """(bytes of dispatch, bytes of combine) over InfiniBand for all tokens; indices [T K]."""
     copies = sum(len(set(row)) for row in (indices // experts_per_node).tolist())
-    there = dim + 4 * math.ceil(dim / 128)
+    there = dim + 4 * (dim // 128)
     back = 2 * dim
     return copies * there, copies * back
 
@@ -191,10 +190,10 @@ TRAFFIC = define(
     wrong_answers=(
         slip("sum(len(set(row)) for row in (indices // experts_per_node).tolist())", "indices.numel()",
              draws="A copy for each expert", why="Traffic per expert instead of per node."),
-        slip("dim + 4 * math.ceil(dim / 128)", "dim", draws="scales are missing", why="The paper's round number."),
-        slip("4 * math.ceil", "math.ceil", draws="four bytes", why="A scale in one byte."),
+        slip("dim + 4 * (dim // 128)", "dim", draws="scales are missing", why="The paper's round number."),
+        slip("4 * (dim", "(dim", draws="four bytes", why="A scale in one byte."),
         slip("back = 2 * dim", "back = there", draws="two bytes a number", why="FP8 in both directions."),
-        slip("there = dim + 4 * math.ceil(dim / 128)", "there = 2 * dim", draws="one byte a number",
+        slip("there = dim + 4 * (dim // 128)", "there = 2 * dim", draws="one byte a number",
              why="BF16 in both directions."),
         slip("sum(len(set(row)) for row in (indices // experts_per_node).tolist())", "len(indices)",
              draws="One copy a token", why="A broadcast in mind."),
