@@ -20,7 +20,7 @@ Three forms of one function (`impl`):
 
 Differs from the paper: nothing. The "additional scaling factors at the width bottlenecks" (section 4.2) are not
 published and appear in no public code, so they are not here.
-Left out: FP8 cache (16_decode), tensor parallelism.
+Left out: FP8 cache (`kv8`, 16_decode), tensor parallelism.
 Notebook: 03_mla.
 """
 

@@ -9,7 +9,7 @@ expert without tokens simply has a zero gradient. Three ways to run them, the sa
 
     sorted     many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its
                consecutive rows, put the rows back. Whole rows are read and written, no product is wasted.
-    gathered   one or two tokens (decoding): fetch the chosen experts' matrices, one batched product.
+    gathered   a token or two that need few of the experts (decoding): fetch their matrices, one batched product.
     every      a few tokens that together need most experts: all experts on all of them, weight 0 where not chosen.
 
 The backward pass of `sorted` is written by hand: autograd would build a full-size gradient of `w13` for every expert
@@ -88,7 +88,7 @@ class Experts(nn.Module):
         T, E = len(x), self.w13.shape[0]
         if torch.is_grad_enabled():
             return self.sorted(x, weights, indices)
-        if 2 * indices.numel() <= E:
+        if 3 * indices.numel() < E:  # fetching a matrix reads, writes and reads it again
             return self.gathered(x, weights, indices)
         return self.every(x, weights, indices) if T * E <= 512 else self.sorted(x, weights, indices)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Float, Int
@@ -52,6 +53,12 @@ class Acceptance:
     def tokens_per_cycle(self) -> float:
         """1 without any acceptance, K + 1 with all."""
         return self.tokens / self.cycles if self.cycles else 0.0
+
+    def add(self, other: Acceptance) -> None:
+        """Count what became of another text's drafts as well."""
+        self.cycles, self.tokens = self.cycles + other.cycles, self.tokens + other.tokens
+        self.tried = [a + b for a, b in zip_longest(self.tried, other.tried, fillvalue=0)]
+        self.kept = [a + b for a, b in zip_longest(self.kept, other.kept, fillvalue=0)]
 
     def count(self, accepted: int, drafted: int) -> None:
         """One cycle: drafts after the first refusal were not looked at."""

@@ -22,7 +22,7 @@ FLOORS = [
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "r1", "router_lab"}
     | {"pipeline", "dualpipe", "schedules", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
     | {"processes", "sharded"},
-    {"generate", "speculate", "serving", "server", "hf", "hf_config"},
+    {"generate", "speculate", "kv8", "serving", "server", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]
 TOP = {

@@ -117,6 +117,13 @@ DRAWINGS |= {  # 12_long_context
         [32, 64, 128], [0, 1], trained=32,
     ),
 }  # fmt: skip
+DRAWINGS |= {  # 16_decode
+    "sampling_bars": lambda: plot.sampling_bars([" fox", "你", " girl"], [0.6, 0.3, 0.1], [0.67, 0.33, 0.0], "top-p 0.9"),
+    "draft_cycles": lambda: plot.draft_cycles([([" a", " b"], 1, " c"), ([" d", "你"], 2, " a long token")]),
+    "draft_speed": lambda: plot.draft_speed(0.9, 1, 0.4, 0.25, {"V3": (0.875, 1.8)}),
+    "draft_speed with every draft kept": lambda: plot.draft_speed(1.0, 8, 0.0, 0.0, {}),
+    "kept_by_depth": lambda: plot.kept_by_depth({"en": [0.9, 0.8, 0.7], "code": [0.7, 0.6]}),
+}
 DRAWINGS |= {  # 09_fp8
     "rounding_error": lambda: plot.rounding_error({"E4M3": [0.25, 0.5, 0.75, 1.0, 1.5, 2.0], "E5M2": [0.5, 1.0, 2.0]}),
     "outlier_map": lambda: plot.outlier_map(

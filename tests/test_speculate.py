@@ -116,6 +116,18 @@ def test_counting_looks_at_drafts_up_to_the_first_refusal() -> None:
     assert fate.rate == pytest.approx(2 / 3) and Acceptance().rate == Acceptance().tokens_per_cycle == 0
 
 
+def test_fates_of_two_texts_add_up_depth_by_depth() -> None:
+    one, two, both = Acceptance(), Acceptance(), Acceptance()
+    for accepted, drafted in ((1, 3), (0, 2), (1, 1)):
+        one.count(accepted, drafted)
+        both.count(accepted, drafted)
+    for accepted, drafted in ((3, 3), (4, 4)):
+        two.count(accepted, drafted)
+        both.count(accepted, drafted)
+    one.add(two)
+    assert one == both
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="n_mtp_modules=0"):
         speculate(make(n_mtp_modules=0), [1], 4)
