@@ -232,7 +232,7 @@ def _run(
     B, S = prompt.shape
     steps = min(max_new_tokens, model.cfg.max_seq_len - S)
     fp8 = impl == "fp8"
-    cache = list(new_fp8_cache(model, B, S + steps)) if fp8 else model.new_cache(B, S + steps, impl)
+    cache = new_fp8_cache(model, B, S + steps) if fp8 else model.new_cache(B, S + steps, impl)
     counts = torch.zeros(B, model.cfg.vocab_size, device=prompt.device) if how.frequency_penalty else None
     # many queries: rebuilding k and v once is cheaper than absorbing W_UK into each of them
     tokens, form = prompt, "latent" if impl in ("absorb", "fp8") else impl

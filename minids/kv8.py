@@ -24,7 +24,7 @@ from torch import Tensor
 from minids.attention import room
 from minids.fp8 import TILE, quantize
 from minids.mla import MLA, LatentCache
-from minids.model import Transformer
+from minids.model import Cache, Transformer
 
 
 class Fp8LatentCache(LatentCache):
@@ -57,7 +57,7 @@ class Fp8LatentCache(LatentCache):
         return sum(part[0, 0].numel() * part.element_size() for part in (self.kv, self.scale, self.k_pe))
 
 
-def new_fp8_cache(model: Transformer, batch: int, max_len: int | None = None) -> list[Fp8LatentCache]:
+def new_fp8_cache(model: Transformer, batch: int, max_len: int | None = None) -> Cache:
     """Empty FP8 caches, one a layer, for the absorbed or the latent form."""
     attentions = [layer.attn for layer in model.layers]
     if not all(isinstance(attn, MLA) for attn in attentions):

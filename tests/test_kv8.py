@@ -62,7 +62,7 @@ def test_a_trained_model_says_nearly_the_same_over_it_in_a_third_of_the_bytes() 
     ids = torch.randint(2048, (1, 60), generator=torch.Generator().manual_seed(0))
     full, small = model.new_cache(1, 60), new_fp8_cache(model, 1, 60)
     with torch.no_grad():
-        p, q = model(ids, full).softmax(-1), model(ids, small).softmax(-1)  # type: ignore[arg-type]
+        p, q = model(ids, full).softmax(-1), model(ids, small).softmax(-1)
     assert 1e-5 < (p - q).abs().sum(-1).mean() < 0.1
     assert small[0].nbytes_per_token == 48 + 4 + 32 and full[0].nbytes_per_token == 4 * 64  # type: ignore[union-attr]
 
@@ -72,9 +72,9 @@ def test_generate_takes_it_as_a_form_of_the_attention() -> None:
     tokens = generate(model, [[1, 2, 3], [4, 5, 6], [7, 8]], 5, temperature=0, impl="fp8")
     cache, text = new_fp8_cache(model, 1, 9), [7, 8]
     with torch.no_grad():  # the last prompt once more, token by token
-        text.append(int(model(torch.tensor([text]), cache, "latent")[0, -1].argmax()))  # type: ignore[arg-type]
+        text.append(int(model(torch.tensor([text]), cache, "latent")[0, -1].argmax()))
         while len(text) < 7:
-            text.append(int(model(torch.tensor([text[-1:]]), cache)[0, -1].argmax()))  # type: ignore[arg-type]
+            text.append(int(model(torch.tensor([text[-1:]]), cache)[0, -1].argmax()))
     assert tokens[2] == text[2:]
 
 

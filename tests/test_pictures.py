@@ -118,7 +118,9 @@ DRAWINGS |= {  # 12_long_context
     ),
 }  # fmt: skip
 DRAWINGS |= {  # 16_decode
-    "sampling_bars": lambda: plot.sampling_bars([" fox", "你", " girl"], [0.6, 0.3, 0.1], [0.67, 0.33, 0.0], "top-p 0.9"),
+    "sampling_bars": lambda: plot.sampling_bars(
+        [" fox", "你", " girl"], [0.6, 0.3, 0.1], [0.67, 0.33, 0.0], "top-p 0.9"
+    ),
     "draft_cycles": lambda: plot.draft_cycles([([" a", " b"], 1, " c"), ([" d", "你"], 2, " a long token")]),
     "draft_speed": lambda: plot.draft_speed(0.9, 1, 0.4, 0.25, {"V3": (0.875, 1.8)}),
     "draft_speed with every draft kept": lambda: plot.draft_speed(1.0, 8, 0.0, 0.0, {}),

@@ -68,7 +68,7 @@ TOP_P_KEEPS = define(
         own token.
     """,
     hints=(
-        "Is the token at which the running sum passes top_p kept or cut? Think of a best token with 0.95 and top_p 0.5.",
+        "Is the token at which the sum passes top_p kept or cut? Think of a best token with 0.95 and top_p 0.5.",
         "A token is kept when the mass of the tokens *before* it is still below top_p.",
         "`cumsum - ranked` is the mass before; `out[order] = kept / kept.sum()` puts them back.",
     ),
@@ -251,7 +251,7 @@ CACHED_AFTER = define(
     ),
     check=check_cached_after,
     solution=cached_after,
-    why="What stays is $t_n$ and the kept drafts. The last token stands where $t_n$ stood in this cycle: drawn, unread.",
+    why="What stays is $t_n$ and the kept drafts. The last token is what $t_n$ was in this cycle: drawn, unread.",
     wrong_answers=(
         slip("(drafts - accepted)", "(drafts - accepted - 1)", draws="too many stays",
              why="Takes the corrected token for one that is cached."),
