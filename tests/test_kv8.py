@@ -79,6 +79,9 @@ def test_generate_takes_it_as_a_form_of_the_attention() -> None:
 
 
 def test_a_model_without_latents_is_refused() -> None:
-    gqa = Transformer(replace(tiny(), vocab_size=31, n_layers=1, attn="gqa", n_kv_heads=2, n_mtp_modules=0))
+    heads = {"attn": "gqa", "n_kv_heads": 2, "qk_nope_head_dim": 0, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    gqa = Transformer(
+        replace(tiny(), vocab_size=31, n_layers=1, q_lora_rank=0, kv_lora_rank=0, n_mtp_modules=0, **heads)
+    )
     with pytest.raises(ValueError, match="holds latents; got attn='gqa'"):
         new_fp8_cache(gqa, 1)
