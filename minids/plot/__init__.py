@@ -30,6 +30,7 @@ from minids.plot.balance import (
     router_lab,
 )
 from minids.plot.context import angles_seen, bent_frequencies, needle_maps
+from minids.plot.decode import draft_cycles, draft_speed, kept_by_depth, sampling_bars
 from minids.plot.fp8 import accumulation_error, loss_runs, outlier_map, rounding_error, three_products
 from minids.plot.grpo import clipping, reinforcement, tries
 from minids.plot.heads import mask_corners, step_times, turning_pairs, what_fits
@@ -50,11 +51,12 @@ __all__ = [
     "COLOURS", "LINES", "Picture", "accumulation_error", "after_the_cut", "agreement", "anatomy", "angles_seen",
     "axes", "balance_cost", "balance_curves", "bent_frequencies", "bubble_by_chunks", "by_depth", "bytes_per_token",
     "cache_bytes", "cache_of_models", "clipping", "conversions", "curves", "decode_cost", "dispatch_times",
-    "documents_in_rows", "domain_pair", "experts_of_tokens", "flow", "label", "live_run", "load_maps", "loss_runs",
-    "low_rank", "machine", "mask_corners", "memory_by_kind", "merge_wall", "needle_maps", "network_lab",
-    "next_tokens", "node_traffic", "numbers_per_token", "outlier_map", "overlap_bars", "pair_lanes", "paired_runs",
-    "pipeline_costs", "pipeline_player", "pipeline_schedule", "quality_by_cache", "race", "reinforcement",
-    "relative_load", "residual_stream", "rounding_error", "router_lab", "schedule", "sent_rows", "shares",
-    "shifted_sequences", "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "three_products",
-    "token_copies", "treemap", "tries", "turning_pairs", "used_parameters", "what_fits",
+    "documents_in_rows", "domain_pair", "draft_cycles", "draft_speed", "experts_of_tokens", "flow", "kept_by_depth",
+    "label", "live_run", "load_maps", "loss_runs", "low_rank", "machine", "mask_corners", "memory_by_kind",
+    "merge_wall", "needle_maps", "network_lab", "next_tokens", "node_traffic", "numbers_per_token", "outlier_map",
+    "overlap_bars", "pair_lanes", "paired_runs", "pipeline_costs", "pipeline_player", "pipeline_schedule",
+    "quality_by_cache", "race", "reinforcement", "relative_load", "residual_stream", "rounding_error", "router_lab",
+    "sampling_bars", "schedule", "sent_rows", "shares", "shifted_sequences", "sorted_pairs", "spike", "step_times",
+    "style", "styled", "teams", "three_products", "token_copies", "treemap", "tries", "turning_pairs",
+    "used_parameters", "what_fits",
 ]  # fmt: skip
