@@ -21,7 +21,7 @@ FLOORS = [
     | {"events", "grammar", "lexicon", "maths", "phrases", "pycode", "stories", "tales", "world"},
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "r1", "router_lab"}
     | {"pipeline", "dualpipe", "schedules", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
-    | {"processes", "sharded"},
+    | {"processes", "sharded", "scoreboard"},
     {"generate", "speculate", "kv8", "serving", "server", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]

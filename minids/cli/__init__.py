@@ -5,6 +5,7 @@ and has a file of its own here with a function `add`, which registers it; `COMMA
 
     minids info v3                                   parameters, activated parameters, cache, operations
     minids train --minutes 10 --out runs/mine        train, or go on where that directory stands
+    minids compare lr=2e-3 --seconds 60              a change against the reference, three seeds, with its spread
     minids generate "Mia found a red" --seed 1       write on, from the shipped model or --model DIR
     minids eval --model runs/mine                    bits per byte, grammatical stories, balanced experts
     minids export-hf out --model runs/mine           for transformers and what reads its format
@@ -29,9 +30,9 @@ from typing import Any
 
 import torch
 
-from minids.cli import convert, evaluate, generate, info, schedule, train
+from minids.cli import compare, convert, evaluate, generate, info, schedule, train
 
-COMMANDS = (info, train, generate, evaluate, convert, schedule)
+COMMANDS = (info, train, compare, generate, evaluate, convert, schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +82,7 @@ EXAMPLES = """examples:
   minids info tiny
   minids train --minutes 10 --out runs/mine         the same command again goes on with a stopped run
   minids train --steps 200 --set n_layers=4 n_routed_experts=32 --out runs/wide
+  minids compare n_activated_experts=2 --seconds 60
   minids train --corpus my.txt --minutes 30 --out runs/my-text
   minids generate "Once upon a time" --temperature 0.8 --seed 1
   minids generate --chat "What is 12 + 30?" --model runs/mine
