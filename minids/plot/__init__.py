@@ -42,6 +42,7 @@ from minids.plot.mtp import agreement, paired_runs, shifted_sequences
 from minids.plot.network import memory_by_kind, network_lab, overlap_bars, sent_rows, token_copies
 from minids.plot.pipeline import bubble_by_chunks, pair_lanes, pipeline_costs, pipeline_player, pipeline_schedule
 from minids.plot.pretrain import live_run, race, schedule, spike
+from minids.plot.scoreboard import paired_results
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
 from minids.plot.tokens import after_the_cut, bytes_per_token, documents_in_rows, merge_wall
 from minids.plot.training import curves
@@ -54,9 +55,9 @@ __all__ = [
     "documents_in_rows", "domain_pair", "draft_cycles", "draft_speed", "experts_of_tokens", "flow", "kept_by_depth",
     "label", "live_run", "load_maps", "loss_runs", "low_rank", "machine", "mask_corners", "memory_by_kind",
     "merge_wall", "needle_maps", "network_lab", "next_tokens", "node_traffic", "numbers_per_token", "outlier_map",
-    "overlap_bars", "pair_lanes", "paired_runs", "pipeline_costs", "pipeline_player", "pipeline_schedule",
-    "quality_by_cache", "race", "reinforcement", "relative_load", "residual_stream", "rounding_error", "router_lab",
-    "sampling_bars", "schedule", "sent_rows", "shares", "shifted_sequences", "sorted_pairs", "spike", "step_times",
-    "style", "styled", "teams", "three_products", "token_copies", "treemap", "tries", "turning_pairs",
-    "used_parameters", "what_fits",
+    "overlap_bars", "pair_lanes", "paired_results", "paired_runs", "pipeline_costs", "pipeline_player",
+    "pipeline_schedule", "quality_by_cache", "race", "reinforcement", "relative_load", "residual_stream",
+    "rounding_error", "router_lab", "sampling_bars", "schedule", "sent_rows", "shares", "shifted_sequences",
+    "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "three_products", "token_copies", "treemap",
+    "tries", "turning_pairs", "used_parameters", "what_fits",
 ]  # fmt: skip
