@@ -62,6 +62,17 @@ DRAWINGS |= {  # 14_grpo
     "tries": lambda: plot.tries({"before": [(1, 0.2), (8, 0.7)], "after": [(1, 0.9), (8, 1.0)]}, {"after": 0.95}),
 }
 ROWS = {"one a row": [[(0, 9)], [(1, 11)]], "end to end": [[(0, 9), (1, 4)], [(1, 7)]]}
+DRAWINGS |= {  # 17_serving
+    "token_gaps": lambda: plot.token_gaps(
+        {"one unit": [5.0, 6.0, 70.0, 5.0], "two": [5.0, 5.0, 6.0, 5.0]}, 2, "a prompt"
+    ),
+    "slots_over_time": lambda: plot.slots_over_time({"fixed": [(0, 0, 4), (1, 0, 2), (0, 4, 3)]}, 2),
+    "goodput": lambda: plot.goodput([5, 10, 20], {"both": [4.9, 8.0, 3.0], "parted": [4.9, 9.0, 9.5]}, "fast"),
+    "expert_replicas": lambda: plot.expert_replicas(
+        [90, 10, 20, 30], [[0, 1], [2, 3]], [[0, 1, 2], [0, 3, 3]], "maths, layer 1"
+    ),
+    "two_batches": lambda: plot.two_batches({"two": [("dispatch", 0, 0.0, 1.0), ("experts", 1, 1.0, 2.0)]}),
+}
 DRAWINGS |= {  # 01_tokens
     "merge_wall": lambda: plot.merge_wall("a rat, a 你 rat", [("a", "t"), ("r", "at")], 2),
     "merge_wall before the first merge": lambda: plot.merge_wall("a rat, a rat", [("a", "t")], 0),
