@@ -22,7 +22,7 @@ def token_gaps(gaps: Mapping[str, Sequence[float]], event: int, what: str) -> Pi
     for i, (name, values) in enumerate(gaps.items()):
         ax.plot(range(len(values)), values, f"{'os^'[i % 3]}{LINES[i % 4]}", color=COLOURS[1 - i % 2], ms=4, label=name)
     ax.axvline(event, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
-    ax.annotate(f" {what}", (event, 0.97), xycoords=("data", "axes fraction"), fontsize=9, color=GREY, va="top")
+    ax.annotate(f"  {what}", (event, 0.97), xycoords=("data", "axes fraction"), fontsize=9, color=GREY, va="top")
     ax.set(xlabel="token of the text", ylabel="wait (ms)", ylim=(0, None), title=worst)
     ax.legend(loc="center right")
     return picture
@@ -59,13 +59,13 @@ def goodput(rates: Sequence[float], arms: Mapping[str, Sequence[float]], bounds:
         rates: requests a second; arms: way of serving -> goodput at each rate.
     """
     picture, ax = axes(f"Goodput against arriving requests: {', '.join(arms)}", height=3.1)
-    ax.plot([0, max(rates)], [0, max(rates)], ":", color=GREY, linewidth=1.2, label="all that come")
     for i, (name, values) in enumerate(arms.items()):
         ax.plot(rates, values, f"{'os^'[i % 3]}{LINES[i % 4]}", color=COLOURS[1 - i % 2], label=name)
-    top = 1.25 * max(max(values) for values in arms.values())
+    top = 1.35 * max(max(values) for values in arms.values())
     ax.set(xlabel="requests that come a second", ylabel="goodput (requests a second)", ylim=(0, top))
-    ax.set(title=f"Good: {bounds}", xlim=(0, None))
-    ax.legend(loc="upper left")
+    ax.set(title=f"Good: {bounds}")
+    ax.set_xticks(list(rates))
+    ax.legend(loc="upper right")
     return picture
 
 
@@ -142,7 +142,7 @@ def two_batches(ways: Mapping[str, Sequence[tuple[str, int, float, float]]]) -> 
             colour = (BLUE, ORANGE)[batch]
             row = 1 if kind in ("dispatch", "combine") else 0
             ax.barh(row, n, left=start, height=0.8, color=colour, edgecolor="white", hatch=("", "//")[batch])
-            if n > 0.03 * max(ends.values()):
+            if n > 0.02 * max(ends.values()):
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                 ax.text(start + n / 2, row, kind[0].upper(), ha="center", va="center", fontsize=8, bbox=box)
         ax.set(title=f"{name}: {ends[name]:.2f}", ylim=(1.55, -0.55), xlim=(0, 1.01 * max(ends.values())))
