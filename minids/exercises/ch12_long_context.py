@@ -227,7 +227,7 @@ BEND = define(
 
 
 def logit(q_nope, q_pe, k_nope, k_pe, s):
-    """The attention score of queries and keys, [S T], under YaRN with scale s; the pe parts are turned already."""
+    """The attention scores [S T] under YaRN with scale s; the pe parts are turned already."""
     m = 0.1 * math.log(s) + 1
     width = q_nope.shape[-1] + q_pe.shape[-1]
     dots = q_nope @ k_nope.T + q_pe @ k_pe.T

@@ -37,7 +37,7 @@ def bent_frequencies(
         (after, "YaRN", ORANGE, LINES[1], "s"),
     ):
         ax.plot(pairs, (2 * math.pi / freq).tolist(), line, color=colour, marker=mark, markersize=3.5, label=name)
-    for length, name in ((L0, "trained length"), (L0 * scale, "longest context")):
+    for length, name in {L0 * scale: "longest context", L0: "trained length"}.items():  # one line where s is 1
         ax.axhline(length, color=GREY, linewidth=1)
         ax.annotate(f"{name}, {length:,.0f}", (0, length), ha="left", va="bottom", fontsize=9, color=GREY)
     ax.set(yscale="log", ylabel="tokens a turn", title=fate[0].upper() + fate[1:])
