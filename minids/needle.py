@@ -1,6 +1,6 @@
 """A needle in a haystack: rows of tiny sentences, a fact to be found again in them, and the share of facts found.
 
-Paper: DeepSeek-V3 section 4.3, figure 8, tests its 128K context so; the paper's haystacks are essays, ours generated.
+Paper: DeepSeek-V3 section 4.3, figure 8: a needle at each depth of texts of up to 128K tokens.
 
     old foxes sleep .  code Mia 17 Mia  lamps glow .  code Ben 28 Ben  ...  cold boats turn .  code Mia  -> 17
                        needle                         one that looks alike                     question  answer
@@ -9,11 +9,12 @@ A *needle* says which code a name has. A *haystack* of S tokens holds the needle
 that look alike, filler between them, and ends with the question. The answer is one of 20 numbers: by chance 5 % are
 right. A model must find the name's own needle, however far back.
 
-A training *row* states facts and later states them again: the second statement can be known, the first cannot. Facts
-come in two forms with separate values, "code Mia 17" and "gift Mia tea". So the form that is tested may be kept out
-of long rows: then what a model finds at long distance, it has not been trained to find there.
+A training *row* states facts several times at random places: a value can be known from the second time on. The name
+that closes a fact can always be known; predicting it teaches what belongs together. Facts come in two forms with
+separate values, "code Mia 17 Mia" and "gift Mia tea Mia", so that the form that is tested may be kept out of long rows:
+then what a model finds at long distance, it has not been trained to find there.
 
-Not in the paper: the language, one token a word, is this project's own.
+Differs from the paper: the usual hay is real text; this language of 65 words, one token each, is our own.
 Left out: needles whose answer takes more than one fact.
 Notebook: 12_long_context.
 """
@@ -189,7 +190,7 @@ def pretrain(seed: int, patience: int = 3000) -> Transformer:
     """A model that finds needles in rows of 64 words: half a minute of one core.
 
     Finding takes two blocks: the first carries each name to its value, the second looks for the name asked for. Neither
-    is of use without the other, so that together they learn nothing for long. Hence three phases: the first block alone
+    is of use without the other, so that together they long learn nothing. Hence three phases: the first block alone
     learns to close facts; it stays as it is while the second learns to find; then both are trained.
 
     Raises: RuntimeError when it has not learned to find within `patience` steps.
