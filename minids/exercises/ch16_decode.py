@@ -51,8 +51,6 @@ def check_top_p_keeps(fn):
         (kept(slice(0, n))[order], "The probabilities are right but stand in sorted order: put each back to its "
          "token."),
         (kept(slice(0, n + 1)), "One token too many: those before it have reached top_p already."),
-        (torch.where(p >= top_p * p.max(), p, 0.0) / p[p >= top_p * p.max()].sum(), "Tokens are compared with a share "
-         "of the best one: that is min-p. Top-p looks at the mass before them."),
     ])  # fmt: skip
     sure = torch.tensor([0.02, 0.95, 0.03], dtype=torch.float64)
     expect_close(fn(sure, 0.5), torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64),
@@ -83,8 +81,6 @@ TOP_P_KEEPS = define(
         slip("descending=True", "descending=False", draws="unlikely ones are kept", why="sort's default order."),
         slip("out[order] = kept / kept.sum()", "out = kept / kept.sum()", draws="sorted order",
              why="Forgets to undo the sort."),
-        slip("torch.where(before < top_p, ranked, 0.0)", "torch.where(ranked >= top_p * ranked[0], ranked, 0.0)",
-             draws="min-p", why="Another rule, of the same family."),
     ),
 )  # fmt: skip
 
@@ -153,7 +149,7 @@ PENALISE = define(
 
 
 def keep_and_correct(p, q):
-    """(the probability that each draft is kept [W], the distribution of the token that replaces a refused one [W])."""
+    """(the probability that each draft is kept [W], what replaces a refused one [W])."""
     keep = (p / q).clamp(max=1)
     rest = (p - q).clamp(min=0)
     return keep, rest / rest.sum()
