@@ -47,9 +47,9 @@ def check_top_p_keeps(fn):
     expect_close(got, kept(slice(0, n)), what=f"top-p with {top_p:.3f} of {W} tokens", causes=[
         (kept(slice(0, n - 1)), "The token that crosses the line is cut. It is kept: the mass must *reach* top_p."),
         (kept(slice(0, n), whole=True), "The kept ones are not renormalised: they no longer sum to 1."),
-        (lambda got: got[order[0]] == 0 and got.sum() > 0, "The unlikely ones are kept: sort from the largest down."),
         (kept(slice(0, n))[order], "The probabilities are right but stand in sorted order: put each back to its "
          "token."),
+        (lambda got: got[order[0]] == 0 and got.sum() > 0, "The unlikely ones are kept: sort from the largest down."),
         (kept(slice(0, n + 1)), "One token too many: those before it have reached top_p already."),
     ])  # fmt: skip
     sure = torch.tensor([0.02, 0.95, 0.03], dtype=torch.float64)
