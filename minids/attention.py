@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
 from minids.config import Config
@@ -61,6 +61,12 @@ def causal_mask(S: int, T: int, device=None) -> Bool[Tensor, "S T"]:
     return torch.ones(S, T, dtype=torch.bool, device=device).tril(T - S)
 
 
+def segment_mask(segments: Int[Tensor, "B S"]) -> Bool[Tensor, "B S S"]:
+    """True where query i may look at key j of a packed row: not beyond itself, and only within its own segment."""
+    same = segments.unsqueeze(-1) == segments.unsqueeze(-2)
+    return same & causal_mask(segments.shape[1], segments.shape[1], segments.device)
+
+
 class GQA(nn.Module):
     """Grouped-query attention over the whole hidden state; MHA and MQA are its two ends."""
 
@@ -73,7 +79,11 @@ class GQA(nn.Module):
         self.wo = nn.Linear(self.n_heads * self.head_dim, cfg.dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"], cache: KVCache | None = None
+        self,
+        x: Float[Tensor, "B S D"],
+        freqs_cis: Complex[Tensor, "*b S P"],
+        cache: KVCache | None = None,
+        mask: Bool[Tensor, "B S T"] | None = None,
     ) -> Float[Tensor, "B S D"]:
         B, S, _ = x.shape
         q = apply_rotary_emb(self.wq(x).view(B, S, self.n_heads, self.head_dim), freqs_cis)
@@ -81,7 +91,7 @@ class GQA(nn.Module):
         v = self.wv(x).view(B, S, self.n_kv_heads, self.head_dim)
         if cache is not None:
             k, v = cache.append(k, v)
-        return self.wo(attend(q, k, v, self.head_dim**-0.5).flatten(2))
+        return self.wo(attend(q, k, v, self.head_dim**-0.5, mask).flatten(2))
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for `batch` sequences of at most `max_len` tokens, on the weights' device."""
@@ -90,16 +100,24 @@ class GQA(nn.Module):
 
 
 def attend(
-    q: Float[Tensor, "B S H Dk"], k: Float[Tensor, "B T Hk Dk"], v: Float[Tensor, "B T Hk Dv"], scale: float
-) -> Float[Tensor, "B S H Dv"]:
-    """softmax(scale q k^T) v, causal, the queries at the last S of T positions; heads of k and v may be shared."""
+    q: Float[Tensor, "B S H Dk"], k: Float[Tensor, "B T Hk Dk"], v: Float[Tensor, "B T Hk Dv"], scale: float,
+    mask: Bool[Tensor, "B S T"] | None = None,
+) -> Float[Tensor, "B S H Dv"]:  # fmt: skip
+    """softmax(scale q k^T) v, causal, the queries at the last S of T positions; heads of k and v may be shared.
+
+    A `mask` (true: may look) stands in place of the causal one.
+    """
     S, T = q.shape[1], k.shape[1]
-    mask = None if S in (1, T) else causal_mask(S, T, q.device)
+    causal = mask is None and S == T > 1
+    if mask is not None:
+        mask = mask.unsqueeze(1)  # one for all heads
+    elif S not in (1, T):
+        mask = causal_mask(S, T, q.device)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B H S D]
     gqa, width = q.shape[1] != k.shape[1], v.shape[-1]
     if S > 1 and width < q.shape[-1]:
         # torch's fused kernel wants equal widths; multiplying zeros costs less than its slow path
         v = F.pad(v, (0, q.shape[-1] - width))
     # o_i = sum_j softmax_j(scale q_i . k_j) v_j
-    o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=S == T > 1, scale=scale, enable_gqa=gqa)
+    o = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=gqa)
     return o[..., :width].transpose(1, 2)

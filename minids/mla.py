@@ -123,8 +123,12 @@ class MLA(nn.Module):
         freqs_cis: Complex[Tensor, "*b S P"],
         cache: KVCache | LatentCache | None = None,
         impl: str = "naive",
+        mask: Bool[Tensor, "B S T"] | None = None,
     ) -> Float[Tensor, "B S D"]:
-        """Causal attention over x, or over the cache's tokens and x. `impl` must be the one the cache was made for."""
+        """Causal attention over x, or over the cache's tokens and x. `impl` must be the one the cache was made for.
+
+        A `mask` (true: may look) stands in place of the causal one; the absorbed form takes none.
+        """
         q_nope, q_pe = self.queries(x, freqs_cis)
         c, k_pe = self.latents(x, freqs_cis)
         if cache is not None:
@@ -138,7 +142,7 @@ class MLA(nn.Module):
             k, v = self.expand(c, k_pe)
             if isinstance(cache, KVCache):
                 k, v = cache.append(k, v)
-            o = attend(torch.cat([q_nope, q_pe], -1), k, v, self.scale)
+            o = attend(torch.cat([q_nope, q_pe], -1), k, v, self.scale, mask)
         return self.wo(o.flatten(2))
 
     def queries(

@@ -24,10 +24,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
-from minids.attention import GQA, KVCache
+from minids.attention import GQA, KVCache, segment_mask
 from minids.config import Config
 from minids.layers import MLP, RMSNorm, head_loss
 from minids.mla import MLA, LatentCache, SlotCache
@@ -59,10 +59,11 @@ class Block(nn.Module):
         self.ffn = MoE(cfg) if moe else MLP(cfg.dim, cfg.inter_dim)
 
     def forward(
-        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"], cache=None, impl: str = "naive"
-    ) -> tuple[Float[Tensor, "B S D"], Routing | None]:
+        self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"], cache=None, impl: str = "naive",
+        mask: Bool[Tensor, "B S S"] | None = None,
+    ) -> tuple[Float[Tensor, "B S D"], Routing | None]:  # fmt: skip
         how = (impl,) if isinstance(self.attn, MLA) else ()
-        x = x + self.attn(self.attn_norm(x), freqs_cis, cache, *how)
+        x = x + self.attn(self.attn_norm(x), freqs_cis, cache, *how, mask=mask)
         y = self.ffn(self.ffn_norm(x))
         y, routing = y if isinstance(y, tuple) else (y, None)
         return x + y, routing
@@ -110,14 +111,24 @@ class Transformer(nn.Module):
         return self.head(self.hidden(tokens, cache, impl)[0])
 
     def hidden(
-        self, tokens: Int[Tensor, "B S"], cache: Cache | None = None, impl: str | None = None
-    ) -> tuple[Float[Tensor, "B S D"], list[Routing]]:
-        """(the trunk's output after the final norm, the routing of each MoE layer)."""
+        self, tokens: Int[Tensor, "B S"], cache: Cache | None = None, impl: str | None = None,
+        segments: Int[Tensor, "B S"] | None = None,
+    ) -> tuple[Float[Tensor, "B S D"], list[Routing]]:  # fmt: skip
+        """(the trunk's output after the final norm, the routing of each MoE layer).
+
+        `segments` number the samples of a packed row; a token sees its own sample alone (training: no cache, naive).
+        """
+        if segments is not None and (cache or impl not in (None, "naive")):
+            raise ValueError(
+                f"segments are for training on packed rows, without a cache and in the naive form; got impl={impl!r} "
+                f"and {'a' if cache else 'no'} cache. Leave both out."
+            )
+        mask = None if segments is None else segment_mask(segments)
         freqs_cis = self._angles(tokens, cache)
         impl = impl or ("absorb" if cache and isinstance(cache[0], LatentCache) else "naive")
         h, routings = self.embed(tokens), []
         for i, layer in enumerate(self.layers):
-            h, routing = layer(h, freqs_cis, cache[i] if cache else None, impl)
+            h, routing = layer(h, freqs_cis, cache[i] if cache else None, impl, mask)
             routings += [routing] if routing is not None else []
         return self.norm(h), routings
 

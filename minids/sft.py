@@ -9,7 +9,10 @@ The prompt is read, never learned: its tokens have no loss. `cold_start` stops b
 policy must solve some of the training problems when it is sampled, or reinforcement learning finds no reward; but far
 from all, or nothing is left to learn.
 
-Differs from the paper: demonstrations are programs' output, not a model's; one row holds one sample.
+Short samples may share a row (`pack_samples`): each token then sees its own sample alone, the paper's sample masking.
+Positions run on across samples, since RoPE knows distances only.
+
+Differs from the paper: demonstrations are programs' output, not a model's; `fine_tune` trains one sample a row.
 Left out: a reference to a chat template (`Tokenizer.chat_with_mask` has it).
 Notebook: 13_sft; 14_grpo begins with a cold start.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,13 +66,56 @@ def rows(pairs: Sequence[Pair], alphabet: Alphabet, width: int = 0) -> tuple[Int
     return torch.cat([prompts, body], 1), mask
 
 
-def sft_loss(model: Transformer, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the masked tokens, in nats a token."""
-    return _loss_and_load(model, tokens, mask)[0]
+class PackedRows(NamedTuple):
+    """Several samples a row. `segments` number the samples of each row from 1; 0 is padding, which sees itself."""
+
+    tokens: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    segments: Int[Tensor, "B T"]
 
 
-def _loss_and_load(model: Transformer, tokens: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-    h, routings = model.hidden(tokens[:, :-1])
+def pack_samples(samples: Sequence[tuple[Sequence[int], Sequence[bool]]], length: int, pad: int) -> PackedRows:
+    """Samples, (ids, mask) each, in rows of `length`: the longest first, each into the first row with room.
+
+    ValueError for a sample that is longer than a row, or whose first token has a loss: nothing in it comes before.
+    """
+    bins: list[list[int]] = []
+    for i in sorted(range(len(samples)), key=lambda i: -len(samples[i][0])):
+        ids, mask = samples[i]
+        if not 0 < len(ids) <= length or len(ids) != len(mask) or mask[0]:
+            raise ValueError(
+                f"a sample has 1 to {length} ids, as many mask values, the first one False; sample {i} has {len(ids)}, "
+                f"{len(mask)} and {mask[:1]}. Give longer rows, or leave it out."
+            )
+        home = next((b for b in bins if sum(len(samples[j][0]) for j in b) + len(ids) <= length), None)
+        if home is None:
+            bins.append(home := [])
+        home.append(i)
+    tokens = torch.full((len(bins), length), pad)
+    mask, segments = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens)
+    for row, inside in enumerate(bins):
+        at = 0
+        for number, i in enumerate(inside, 1):
+            here = slice(at, at := at + len(samples[i][0]))
+            tokens[row, here], mask[row, here] = torch.tensor(samples[i][0]), torch.tensor(samples[i][1])
+            segments[row, here] = number
+    return PackedRows(tokens, mask, segments)
+
+
+def sft_loss(
+    model: Transformer,
+    tokens: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    segments: Int[Tensor, "B T"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the masked tokens, in nats a token; `segments` where a row holds several samples."""
+    return _loss_and_load(model, tokens, mask, segments)[0]
+
+
+def _loss_and_load(
+    model: Transformer, tokens: Tensor, mask: Tensor, segments: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    h, routings = model.hidden(tokens[:, :-1], segments=None if segments is None else segments[:, :-1])
     wanted = mask[:, 1:]  # row t of h predicts token t + 1
     return F.cross_entropy(model.head(h[wanted]), tokens[:, 1:][wanted]), [r.load for r in routings]
 

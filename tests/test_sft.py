@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from minids import tasks
 from minids.alphabet import Alphabet
 from minids.config import policy
 from minids.model import Transformer
-from minids.sft import cold_start, demonstrations, fine_tune, rows, sft_loss
+from minids.sft import cold_start, demonstrations, fine_tune, pack_samples, rows, sft_loss
+from minids.tokenizer import default_tokenizer
 
 alphabet = Alphabet()
 PAIRS = [
@@ -88,3 +90,61 @@ def test_the_balancing_bias_moves_with_the_load() -> None:
     model = make()
     fine_tune(model, itertools.cycle(PAIRS), alphabet, steps=3, batch=3, progress=False)
     assert all(gate.bias is not None and gate.bias.abs().max() > 0 for gate in model.gates())
+
+
+def samples() -> list[tuple[list[int], list[bool]]]:
+    """PAIRS without padding, as (ids, mask)."""
+    found = []
+    for pair in PAIRS:
+        tokens, mask = rows([pair], alphabet)
+        found.append((tokens[0].tolist(), mask[0].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("attn", ["mla", "gqa"])
+def test_a_packed_row_has_exactly_the_losses_of_its_samples_alone(attn: str) -> None:
+    gqa = {"n_kv_heads": 2, "qk_nope_head_dim": 0, "qk_rope_head_dim": 16, "kv_lora_rank": 0}
+    shape = gqa if attn == "gqa" else {}
+    model = Transformer(replace(policy(len(alphabet)), attn=attn, **shape), torch.Generator().manual_seed(3)).double()
+    packed = pack_samples(samples(), 43, alphabet.pad)
+    assert packed.tokens.shape == (1, 43), "three samples share a row"
+    losses = [sft_loss(model, torch.tensor([ids]), torch.tensor([mask])) * sum(mask) for ids, mask in samples()]
+    alone = sum(losses) / sum(sum(mask) for _, mask in samples())
+    torch.testing.assert_close(sft_loss(model, *packed), alone, rtol=1e-9, atol=1e-9)
+    unmasked = sft_loss(model, packed.tokens, packed.mask)
+    assert abs(unmasked - alone) > 1e-3, "without segments the samples see each other"
+
+
+def test_a_packed_sample_does_not_move_when_its_neighbour_does() -> None:
+    model = make().double()
+    tokens, _, segments = pack_samples(samples(), 43, alphabet.pad)
+    other = torch.where(segments == 1, (tokens + 1) % len(alphabet), tokens)
+    a, b = (model.hidden(t, segments=segments)[0] for t in (tokens, other))
+    torch.testing.assert_close(a[segments != 1], b[segments != 1])
+    assert (a[segments == 1] - b[segments == 1]).abs().max() > 1e-2
+
+
+def test_packing_keeps_every_token_of_every_sample_once_and_pads_the_rest() -> None:
+    tokenizer = default_tokenizer()
+    talks = [
+        tokenizer.chat_with_mask([{"role": "user", "content": "a " * n}, {"role": "assistant", "content": "b " * n}])
+        for n in (3, 9, 5, 14, 2)
+    ]
+    tokens, mask, segments = pack_samples(talks, 40, tokenizer.pad)
+    found = []
+    for row, masked, numbers in zip(tokens, mask, segments, strict=True):
+        for n in range(1, int(numbers.max()) + 1):
+            found.append((row[numbers == n].tolist(), masked[numbers == n].tolist()))
+    assert sorted(found) == sorted((list(ids), list(m)) for ids, m in talks)
+    assert (tokens[segments == 0] == tokenizer.pad).all() and not mask[segments == 0].any()
+    assert len(tokens) < len(talks)
+
+
+def test_a_sample_that_no_row_holds_or_whose_first_token_has_a_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 to 3 ids"):
+        pack_samples([([1, 2, 3, 4], [False] * 4)], 3, 0)
+    with pytest.raises(ValueError, match="the first one False"):
+        pack_samples([([1, 2], [True, True])], 3, 0)
+    model = make()
+    with pytest.raises(ValueError, match="got impl=.absorb. and no cache"):
+        model.hidden(torch.ones(1, 3, dtype=torch.long), impl="absorb", segments=torch.ones(1, 3, dtype=torch.long))
