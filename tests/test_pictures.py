@@ -44,6 +44,13 @@ DRAWINGS |= {  # 06_mtp
     "paired_runs": lambda: plot.paired_runs({"off": [1.0, 0.9], "on": [0.95, 0.92], "longer": [0.8, 0.7]}),
     "agreement": lambda: plot.agreement({"en": [(0.3, 0.6, 50), (0.9, 0.99, 400)], "code": [(0.2, 0.4, 100)]}),
 }
+WORDS = ["bos", "user", "3", "+", "4", "?", "assistant", "7", "eos", "bos", "user", "hi", "assistant", "hi", "eos"]
+LEARNED, NUMBER = [word in ("7", "eos", "hi") for word in WORDS], [1] * 9 + [2] * 6
+DRAWINGS |= {  # 13_sft
+    "token_masks": lambda: plot.token_masks(WORDS, LEARNED, NUMBER, 6),
+    "token_masks open": lambda: plot.token_masks(WORDS, LEARNED, NUMBER, 13, isolated=False),
+    "cold_starts": lambda: plot.cold_starts([20, 60, 100], [0.0, 0.3, 0.99], [0.0, 0.9, 0.1]),
+}
 PLAN = {"weights": 3e9, "masters": 5e9}
 DRAWINGS |= {  # 11_expert_parallel
     "token_copies": lambda: plot.token_copies([0, 5, 9, 33, 34], nodes=4, gpus=3, each=4),

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 
-from minids.plot.style import BLUE, GREEN, GREY, LINES, ORANGE, PALE, SKY, Picture, axes, label, styled, text_on
+from minids.plot.style import BLUE, GREEN, GREY, LINES, ORANGE, PALE, SKY, Picture, axes, label, styled
 
 
 @styled
@@ -29,28 +29,28 @@ def token_masks(
             f"the last token predicts nothing here; got {len(learned)}, {len(segments)} and {position}."
         )
     seen = np.array([[j <= i and (not isolated or segments[i] == segments[j]) for j in range(S)] for i in range(S)])
-    has_loss, what = learned[position + 1], label(tokens[position + 1].strip())
+    has_loss, what = learned[position + 1], _shown(tokens[position + 1])
     said = f"Token {position} sees {int(seen[position].sum())} tokens; its prediction of {what} has "
     said += "a loss" if has_loss else "no loss"
     picture, (ax, grid) = axes(
         f"Masks of a packed row: {said}", 1, 2, width=9.0, height=1.2 + 0.16 * S, width_ratios=(1, 1.05)
     )
+    cells = np.zeros((S, 3), dtype=int)  # white
+    cells[seen[position], 0], cells[position, 0] = 1, 2
+    cells[position + 1, 1] = 3
+    cells[np.array(learned), 2] = 4
+    colours = ListedColormap(["white", SKY, BLUE, GREEN if has_loss else ORANGE, PALE])
+    ax.pcolormesh(np.arange(4), np.arange(S + 1), cells, cmap=colours, vmin=0, vmax=4, edgecolor=PALE, linewidth=0.8)
     for i, token in enumerate(tokens):
-        here = BLUE if i == position else SKY if seen[position, i] else "white"
-        target = GREEN if has_loss else ORANGE
-        cells = (here, target if i == position + 1 else "white", PALE if learned[i] else "white")
-        for x, colour in enumerate(cells):
-            ax.add_patch(Rectangle((x, i), 0.94, 0.88, facecolor=colour, edgecolor=PALE))
-        if i == position + 1:
-            ax.text(
-                1.47, i + 0.44, "loss" if has_loss else "no loss", ha="center", va="center", fontsize=8, color="white"
-            )
-        ax.text(-0.1, i + 0.44, label(token.strip()), ha="right", va="center", fontsize=8)
-        ax.text(0.47, i + 0.44, f"sample {segments[i]}", ha="center", va="center", fontsize=7.5, color=text_on(here))
-        if learned[i]:
-            ax.text(2.47, i + 0.44, "loss", ha="center", va="center", fontsize=8)
+        ax.text(-0.1, i + 0.5, _shown(token), ha="right", va="center", fontsize=8)
+        if i == 0 or segments[i] != segments[i - 1]:
+            dark = i == position
+            ax.text(0.5, i + 0.5, f"sample {segments[i]}", ha="center", va="center", fontsize=8,
+                    color="white" if dark else "black")  # fmt: skip
+    told = "a loss" if has_loss else "no loss"
+    ax.text(1.5, position + 1.5, told, ha="center", va="center", fontsize=8, color="white")
     ax.set(xlim=(-1.25, 3.05), ylim=(S, 0), title=said.replace("; ", ",\n"))
-    ax.set_xticks([0.47, 1.47, 2.47], ["is seen", "is predicted", "has a loss"])
+    ax.set_xticks([0.5, 1.5, 2.5], ["is seen", "is predicted", "has a loss"])
     ax.xaxis.tick_top()
     _draw_grid(grid, seen, position, segments)
     for each in (ax, grid):
@@ -59,6 +59,10 @@ def token_masks(
         each.tick_params(length=0)
         each.spines[["left", "bottom", "top"]].set_visible(False)
     return picture
+
+
+def _shown(token: str) -> str:
+    return label(token.strip()) or "space"
 
 
 def _draw_grid(ax, seen: np.ndarray, position: int, segments: Sequence[int]) -> None:
@@ -88,7 +92,7 @@ def cold_starts(steps: Sequence[int], solved: Sequence[float], signal: Sequence[
     ax.plot(steps, [100 * s for s in solved], f"o{LINES[0]}", color=BLUE, label="right (pass@1)")
     ax.plot(steps, [100 * s for s in signal], f"s{LINES[1]}", color=ORANGE, label=f"groups of {group} with a signal")
     ax.axhline(20, color=GREY, linewidth=1, linestyle=":")
-    ax.annotate("14_grpo starts here", (steps[0], 21), ha="left", va="bottom", fontsize=9, color=GREY)
+    ax.annotate("14_grpo starts here", (steps[len(steps) // 2], 21), ha="left", va="bottom", fontsize=9, color=GREY)
     ax.set(
         xlabel="steps of fine-tuning", ylabel="of held-out problems (%)", ylim=(-3, 105), title="What is left to learn"
     )
