@@ -44,6 +44,7 @@ from minids.plot.pipeline import bubble_by_chunks, pair_lanes, pipeline_costs, p
 from minids.plot.pretrain import live_run, race, schedule, spike
 from minids.plot.scoreboard import paired_results
 from minids.plot.serving import expert_replicas, goodput, slots_over_time, token_gaps, two_batches
+from minids.plot.sft import cold_starts, token_masks
 from minids.plot.style import COLOURS, LINES, Picture, axes, label, style, styled
 from minids.plot.tokens import after_the_cut, bytes_per_token, documents_in_rows, merge_wall
 from minids.plot.training import curves
@@ -52,13 +53,14 @@ from minids.plot.treemap import treemap
 __all__ = [
     "COLOURS", "LINES", "Picture", "accumulation_error", "after_the_cut", "agreement", "anatomy", "angles_seen",
     "axes", "balance_cost", "balance_curves", "bent_frequencies", "bubble_by_chunks", "by_depth", "bytes_per_token",
-    "cache_bytes", "cache_of_models", "clipping", "conversions", "curves", "decode_cost", "dispatch_times",
-    "documents_in_rows", "domain_pair", "draft_cycles", "draft_speed", "expert_replicas", "experts_of_tokens", "flow",
-    "goodput", "kept_by_depth", "label", "live_run", "load_maps", "loss_runs", "low_rank", "machine", "mask_corners",
-    "memory_by_kind", "merge_wall", "needle_maps", "network_lab", "next_tokens", "node_traffic", "numbers_per_token",
-    "outlier_map", "overlap_bars", "pair_lanes", "paired_results", "paired_runs", "pipeline_costs", "pipeline_player",
-    "pipeline_schedule", "quality_by_cache", "race", "reinforcement", "relative_load", "residual_stream",
-    "rounding_error", "router_lab", "sampling_bars", "schedule", "sent_rows", "shares", "shifted_sequences",
-    "slots_over_time", "sorted_pairs", "spike", "step_times", "style", "styled", "teams", "three_products",
-    "token_copies", "token_gaps", "treemap", "tries", "turning_pairs", "two_batches", "used_parameters", "what_fits",
+    "cache_bytes", "cache_of_models", "clipping", "cold_starts", "conversions", "curves", "decode_cost",
+    "dispatch_times", "documents_in_rows", "domain_pair", "draft_cycles", "draft_speed", "expert_replicas",
+    "experts_of_tokens", "flow", "goodput", "kept_by_depth", "label", "live_run", "load_maps", "loss_runs",
+    "low_rank", "machine", "mask_corners", "memory_by_kind", "merge_wall", "needle_maps", "network_lab",
+    "next_tokens", "node_traffic", "numbers_per_token", "outlier_map", "overlap_bars", "pair_lanes", "paired_results",
+    "paired_runs", "pipeline_costs", "pipeline_player", "pipeline_schedule", "quality_by_cache", "race",
+    "reinforcement", "relative_load", "residual_stream", "rounding_error", "router_lab", "sampling_bars", "schedule",
+    "sent_rows", "shares", "shifted_sequences", "slots_over_time", "sorted_pairs", "spike", "step_times", "style",
+    "styled", "teams", "three_products", "token_copies", "token_gaps", "token_masks", "treemap", "tries",
+    "turning_pairs", "two_batches", "used_parameters", "what_fits",
 ]  # fmt: skip
