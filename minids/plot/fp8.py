@@ -182,6 +182,6 @@ def loss_runs(
         for seed, d in enumerate(found):
             zoom.plot([d], [i + 0.16 * (1 - seed)], "osD^v"[seed % 5], color=COLOURS[seed % 7], markersize=6)
     zoom.set_yticks(range(len(differences)), list(differences))
-    zoom.set(ylim=(len(differences) - 0.5, -0.5), xlabel="difference at the end (%), a marker a seed")
+    zoom.set(ylim=(len(differences) - 0.5, -0.5), xlabel="difference (%), a mark a seed")
     zoom.set_title(f"Grey: within {bound:g} %")
     return picture
