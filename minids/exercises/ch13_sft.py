@@ -187,7 +187,7 @@ ANSWER_LOSS = define(
 
 
 def may_look(segments):
-    """[B S S]: True where token i may look at token j of its packed row; segments [B S] number the samples."""
+    """[B S S]: True where token i may look at token j of its packed row; segments [B S]."""
     S = segments.shape[1]
     same = segments[:, :, None] == segments[:, None, :]
     return same & torch.ones(S, S, dtype=torch.bool).tril()
