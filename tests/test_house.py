@@ -19,10 +19,10 @@ FLOORS = [
     {"config", "costs", "layers", "rope", "attention", "mla", "router", "moe", "mtp", "model"},
     {"tokenizer", "corpus", "tasks", "alphabet", "needle"}
     | {"events", "grammar", "lexicon", "maths", "phrases", "pycode", "stories", "tales", "world"},
-    {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "r1", "router_lab"}
-    | {"pipeline", "dualpipe", "schedules", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
+    {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "router_lab"}
+    | {"pipeline", "dualpipe", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
     | {"processes", "sharded", "scoreboard"},
-    {"generate", "speculate", "kv8", "serving", "server", "hf", "hf_config"},
+    {"generate", "speculate", "kv8", "serving", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]
 TOP = {
