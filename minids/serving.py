@@ -13,7 +13,7 @@ Two measures of what a user feels, and one of what the machine earns:
     goodput   requests a second that met both bounds
 
 `Engine` is one decode unit. `prefill` gives what travels, a `Handover`: C + R values a token and layer, and the first
-token; `Engine.admit` takes it. The same functions serve one process and two, so that the tokens are the same.
+token; `Engine.admit` takes it. The same functions serve one process and two (`pools`), so that the tokens are the same.
 
 Differs from the paper: units of one process on a CPU instead of 32 and 320 GPUs; requests are admitted one by one.
 Left out: chunked prefill, prefix caching, preemption.
@@ -41,7 +41,10 @@ GREEDY = Sampling(temperature=0.0)
 
 @dataclass
 class Request:
-    """One text to write. `seed` makes its draws its own, whoever else is in the batch."""
+    """One text to write. `seed` makes its draws its own, whoever else is in the batch.
+
+    `written` are tokens that it has already: it goes on behind them, to the text that it would have got.
+    """
 
     name: str
     prompt: list[int]
@@ -49,10 +52,11 @@ class Request:
     sampling: Sampling = GREEDY
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+    written: tuple[int, ...] = ()
 
 
 class Handover(NamedTuple):
-    """What prefill gives to decode: the cache of the prompt, the first token, and where its random numbers stand."""
+    """What prefill gives to decode: the cache of the prompt, the next token, and where its random numbers stand."""
 
     kv: Float[Tensor, "L T CR"]
     token: int
@@ -107,33 +111,46 @@ class _Row:
 def prefill(model: Transformer, request: Request) -> Handover:
     """Read a prompt at once. ValueError, as from `check`, for one that cannot be served."""
     check(model, request)
-    cache = model.new_cache(1, len(request.prompt))
-    h, _ = model.hidden(torch.tensor([request.prompt], device=model.embed.weight.device), cache, "latent")
-    dice, counts = start(model, request)
+    ids = [*request.prompt, *request.written]
+    cache = model.new_cache(1, len(ids))
+    h, _ = model.hidden(torch.tensor([ids], device=model.embed.weight.device), cache, "latent")
+    dice, counts = dice_of(request, model.cfg.vocab_size), counts_of(request, model.cfg.vocab_size)
     token = _draw(model.head(h[:, -1])[0].float(), request, dice, counts)
     kv = torch.stack([layer.kv[0] for layer in cache if isinstance(layer, LatentCache)])
     return Handover(kv.clone(), token, dice.get_state())
 
 
-def start(model: Transformer, request: Request) -> tuple[torch.Generator, Tensor | None]:
-    """A request's own random numbers and its counts of tokens, where a penalty asks for them."""
-    penalty = request.sampling.frequency_penalty
-    counts = torch.zeros(model.cfg.vocab_size) if penalty else None
-    return torch.Generator().manual_seed(request.seed), counts
+def dice_of(request: Request, vocab: int) -> torch.Generator:
+    """A request's own random numbers, moved on by one draw for each token written.
+
+    How far a draw moves them depends on the size of the vocabulary alone, so the draws are made again from nothing.
+    """
+    dice, blank = torch.Generator().manual_seed(request.seed), torch.zeros(1, vocab)
+    for _ in request.written:
+        draw(blank, request.sampling.temperature, 1.0, dice)
+    return dice
+
+
+def counts_of(request: Request, vocab: int) -> Tensor | None:
+    """How often each token was written, where a penalty asks for it."""
+    if not request.sampling.frequency_penalty:
+        return None
+    return torch.bincount(torch.tensor(request.written, dtype=torch.long), minlength=vocab).float()
 
 
 def check(model: Transformer, request: Request) -> None:
     """ValueError, with the rule, the value and the remedy, for a request that cannot be served."""
-    limit, n = model.cfg.max_seq_len, len(request.prompt)
+    limit, n = model.cfg.max_seq_len, len(request.prompt) + len(request.written)
     if model.cfg.attn != "mla":
         raise ValueError(f"serving keeps latent caches, so the model needs MLA; it has attn={model.cfg.attn!r}.")
     if not 0 < n < limit:
         raise ValueError(f"a prompt has 1 to {limit - 1} tokens (the context holds {limit}); got {n}. Shorten it.")
-    bad = next((t for t in request.prompt if not 0 <= t < model.cfg.vocab_size), None)
+    bad = next((t for t in (*request.prompt, *request.written) if not 0 <= t < model.cfg.vocab_size), None)
     if bad is not None:
         raise ValueError(f"token ids lie from 0 to {model.cfg.vocab_size - 1}; got {bad}. Use the model's tokenizer.")
-    if request.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is at least 1; got {request.max_new_tokens}. Ask for one token or more.")
+    least = len(request.written) + 1
+    if request.max_new_tokens < least:
+        raise ValueError(f"max_new_tokens is at least {least}; got {request.max_new_tokens}. Ask for a token or more.")
     request.sampling.check()
 
 
@@ -205,11 +222,11 @@ class Engine:
 
     def admit(self, request: Request, handover: Handover) -> list[Event]:
         """Take a prefilled request into a free row; its first token is an event."""
-        dice, counts = start(self.model, request)
+        dice, counts = torch.Generator(), counts_of(request, self.model.cfg.vocab_size)
         dice.set_state(handover.dice)
         if counts is not None:
             counts[handover.token] += 1
-        row = _Row(request, Tokens(), dice, counts, handover.token)
+        row = _Row(request, Tokens(request.written), dice, counts, handover.token)
         event = self._add(row, handover.token)
         if not event.reason:
             T = handover.kv.shape[1]

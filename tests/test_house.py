@@ -22,7 +22,7 @@ FLOORS = [
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "router_lab"}
     | {"pipeline", "dualpipe", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
     | {"processes", "sharded", "scoreboard"},
-    {"generate", "speculate", "kv8", "serving", "hf", "hf_config"},
+    {"generate", "speculate", "kv8", "serving", "pools", "hf", "hf_config"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]
 TOP = {
