@@ -13,6 +13,9 @@ pack that has room. Where the groups cannot be split over the nodes evenly there
 
 All layers run at once: the loops go over experts, never over layers.
 
+`ReplicatedExperts` runs a layer by such a plan: the tokens of an expert go to its replicas in turn, and nothing else
+changes, least of all the gate.
+
 Differs from the paper: ties are broken the same way everywhere (the lower index first). DeepSeek's code sorts without
 that promise, and replicas of one expert always tie, so its result may depend on the build; the loads are the same.
 Left out: prediction of the load (the paper uses statistics of past traffic).
@@ -23,7 +26,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from minids.moe import Experts
+from minids.router import expert_load
 
 
 def balanced_packing(weight: Float[Tensor, "X n"], packs: int) -> tuple[Int[Tensor, "X n"], Int[Tensor, "X n"]]:
@@ -104,6 +110,44 @@ def _hierarchical(weight: Tensor, replicas: int, groups: int, nodes: int, gpus: 
     phy2log = mid2log.gather(1, mid.view(L, replicas))
     logcnt = count.view(L, E).gather(1, log2mid)
     return phy2log, rank.gather(1, at).view(L, replicas), logcnt
+
+
+class ReplicatedExperts(Experts):
+    """The experts of one layer in R slots, by its row of a plan; put it in the place of `MoE.experts`.
+
+    The same sums as without replicas. ValueError for the plan of another number of experts.
+    """
+
+    def __init__(
+        self, experts: Experts, phy2log: Int[Tensor, "R"], log2phy: Int[Tensor, "E X"], logcnt: Int[Tensor, "E"]
+    ):
+        E, D, F = experts.w2.shape
+        if len(logcnt) != E:
+            raise ValueError(f"the plan is for {len(logcnt)} experts; the layer has {E}. Plan with this model's loads.")
+        super().__init__(len(phy2log), D, F)
+        self.w13 = nn.Parameter(experts.w13.detach()[phy2log])
+        self.w2 = nn.Parameter(experts.w2.detach()[phy2log])
+        self.register_buffer("log2phy", log2phy)
+        self.register_buffer("logcnt", logcnt)
+        self.log2phy: Tensor
+        self.logcnt: Tensor
+
+    def forward(
+        self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
+    ) -> Float[Tensor, "T D"]:
+        """sum_k weights_k E_(indices_k)(x), each by one of the expert's replicas."""
+        return super().forward(x, weights, self.slots(indices))
+
+    def slots(self, indices: Int[Tensor, "T K"]) -> Int[Tensor, "T K"]:
+        """The slot for each choice: the n-th token of an expert goes to its replica n mod logcnt."""
+        chosen = torch.zeros(len(indices), len(self.logcnt), dtype=torch.long, device=indices.device)
+        chosen.scatter_(1, indices, 1)
+        turn = (chosen.cumsum(0).gather(1, indices) - 1) % self.logcnt[indices]
+        return self.log2phy[indices, turn]
+
+    def load(self, indices: Int[Tensor, "T K"]) -> Int[Tensor, "R"]:
+        """Tokens that each slot gets."""
+        return expert_load(self.slots(indices), len(self.w2))
 
 
 def gpu_loads(weight: Tensor, phy2log: Int[Tensor, "L R"], num_gpus: int) -> Float[Tensor, "L gpus"]:

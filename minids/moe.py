@@ -17,7 +17,7 @@ that it cuts out.
 
 Differs from the paper: nothing in the mathematics. The shared experts are one MLP of n_shared x F width, as in
 DeepSeek's code: the same function.
-Left out: experts on other devices (11_expert_parallel), redundant experts (17_serving).
+Left out: experts on other devices (11_expert_parallel), redundant experts (`eplb`, 17_serving).
 Notebook: 04_moe.
 """
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minids.eplb import balanced_packing, balancedness, gpu_loads, rebalance_experts, replicate_experts
+from minids.config import tiny
+from minids.eplb import (
+    ReplicatedExperts,
+    balanced_packing,
+    balancedness,
+    gpu_loads,
+    rebalance_experts,
+    replicate_experts,
+)
+from minids.model import Transformer
+from minids.moe import Experts
 
 # the example of the README of DeepSeek's repository EPLB: 12 experts in 4 groups, 16 replicas, 2 nodes, 8 GPUs
 WEIGHT = torch.tensor(
@@ -138,3 +148,51 @@ def test_sizes_that_do_not_divide_are_refused(size: tuple[int, ...], message: st
     E, *rest = size
     with pytest.raises(ValueError, match=message):
         rebalance_experts(torch.ones(1, E), *rest)
+
+
+def layer(T: int, E: int = 5, K: int = 2) -> tuple[Experts, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(experts, tokens, weights, indices); the first expert is in everybody's choice."""
+    dice = torch.Generator().manual_seed(T)
+    experts = Experts(E, 6, 3).requires_grad_(False)
+    for p in experts.parameters():
+        p.copy_(torch.randn(p.shape, generator=dice))
+    others = torch.stack([1 + torch.randperm(E - 1, generator=dice)[: K - 1] for _ in range(T)])
+    indices = torch.cat([torch.zeros(T, 1, dtype=torch.long), others], 1)
+    return experts, torch.randn(T, 6, generator=dice), torch.rand(T, K, generator=dice), indices
+
+
+@pytest.mark.parametrize("T", [1, 7, 300])  # gathered, every, sorted
+def test_replicas_leave_a_layer_s_output_as_it_was(T: int) -> None:
+    experts, x, weights, indices = layer(T)
+    phy2log, log2phy, logcnt = (part[0] for part in rebalance_experts(loads(1, 1, 5), 8, 1, 1, 4))
+    copies = ReplicatedExperts(experts, phy2log, log2phy, logcnt)
+    with torch.no_grad():
+        torch.testing.assert_close(copies(x, weights, indices), experts(x, weights, indices))
+    assert torch.equal(phy2log[copies.slots(indices)], indices)  # each choice goes to a replica of the expert chosen
+
+
+def test_the_replicas_of_an_expert_share_its_tokens_evenly() -> None:
+    experts, _, _, indices = layer(302)
+    plan = rebalance_experts(torch.bincount(indices.flatten(), minlength=5)[None], 8, 1, 1, 4)
+    copies = ReplicatedExperts(experts, *(part[0] for part in plan))
+    load = copies.load(indices)
+    assert int(load.sum()) == 604 and int(plan[2][0, 0]) > 2
+    for e in range(5):
+        mine = load[plan[0][0] == e]
+        assert int(mine.max() - mine.min()) <= 1
+
+
+def test_a_whole_model_writes_the_same_with_replicas() -> None:
+    model = Transformer(tiny(), torch.Generator().manual_seed(0)).requires_grad_(False).eval()
+    tokens = torch.randint(100, (2, 37), generator=torch.Generator().manual_seed(1))
+    want, routings = model.hidden(tokens)
+    plan = rebalance_experts(torch.stack([r.load for r in routings]), 20, 1, 1, 4)
+    for i, block in enumerate(b for b in model.layers if hasattr(b.ffn, "experts")):
+        block.ffn.experts = ReplicatedExperts(block.ffn.experts, *(part[i] for part in plan))
+    torch.testing.assert_close(model.hidden(tokens)[0], want)
+
+
+def test_a_plan_for_another_number_of_experts_is_refused() -> None:
+    plan = rebalance_experts(loads(1, 1, 7), 8, 1, 1, 4)
+    with pytest.raises(ValueError, match="for 7 experts; the layer has 5"):
+        ReplicatedExperts(layer(3)[0], *(part[0] for part in plan))
