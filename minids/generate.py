@@ -13,8 +13,9 @@ From logits to a token, in this order:
     3 top-p               keep the likeliest tokens until their mass reaches top_p, at least the best; renormalise
     4 draw                from `generator`: the same seed gives the same text
 
-Generation ends for one of three reasons: "stop" (a stop id, which is not part of the result), "length" (max_new_tokens)
-or "context" (prompt and answer fill max_seq_len).
+Generation ends for one of three reasons: "stop" (a stop id or a stop string, which are not part of the result),
+"length" (max_new_tokens) or "context" (prompt and answer fill max_seq_len). A stop string is looked for in the text and
+may span tokens, so text that could be its beginning is held back until that is decided (`Text`).
 
 Differs from the paper: one process does prefill and decode (17_serving parts them).
 Left out: beam search, top-k, prompts of unequal length in one pass (they run in groups of equal length).
@@ -175,26 +176,66 @@ def stream_text(
     prompt: str,
     max_new_tokens: int = 200,
     chat: bool = False,
+    stop: str | Sequence[str] = (),
     **sampling: Any,
 ) -> Generator[str, None, str]:
     """The text that follows `prompt`, in pieces of whole characters; the generator returns the reason.
 
     With `chat` the prompt is what a user says, and the assistant's turn follows. `sampling`: temperature, top_p, .. of
-    `generate`. A document's end stops it.
+    `generate`. A document's end stops it, and so does the first of the strings in `stop`, which is left out.
     """
     ids = tokenizer.chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt, bos=True)
     sampling = {"stop_ids": (tokenizer.eos,)} | sampling
-    return _stream_text(stream(model, ids, max_new_tokens, **sampling), tokenizer)
+    return _stream_text(stream(model, ids, max_new_tokens, **sampling), Text(tokenizer, stop))
 
 
-def _stream_text(run: Generator[int, None, str], tokenizer: Tokenizer) -> Generator[str, None, str]:
-    reasons: list[str] = []
+def _stream_text(run: Generator[int, None, str], text: Text) -> Generator[str, None, str]:
+    reason = ""
+    while not reason:
+        try:
+            piece = text.add(next(run))
+        except StopIteration as ended:
+            piece, reason = text.close(), ended.value
+        if piece:
+            yield piece
+        reason = "stop" if text.stopped else reason
+    return reason
 
-    def ids() -> Iterator[int]:
-        reasons.append((yield from run))
 
-    yield from tokenizer.stream(ids())
-    return reasons[0]
+class Text:
+    """Tokens in, whole characters out, up to the first stop string: what may become one is held back until it is clear.
+
+    The first stop string is the one that is complete first; of two that end together the longer. So the text does not
+    depend on where tokens begin and end. ValueError for a stop string without a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()):
+        self._stop = [stop] if isinstance(stop, str) else list(stop)
+        if "" in self._stop:
+            raise ValueError(f"a stop string has at least one character; got {self._stop!r}. Leave the empty one out.")
+        self._read, self._held, self.stopped = tokenizer.decoder(), "", False
+
+    def add(self, token: int) -> str:
+        """What is certain now to belong to the text, and new."""
+        return self._upto(self._read(token))
+
+    def close(self) -> str:
+        """What was held back and belongs to the text after all, as no token follows."""
+        rest, held, self._held = self._upto(self._read(None)), self._held, ""
+        return rest + held
+
+    def _upto(self, piece: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        longest = max(map(len, self._stop), default=1) - 1
+        tails = (text[-n:] for n in range(min(longest, len(text)), 0, -1))
+        self._held = next((tail for tail in tails if any(s.startswith(tail) for s in self._stop)), "")
+        return text[: len(text) - len(self._held)]
 
 
 def complete(
@@ -203,10 +244,11 @@ def complete(
     prompt: str,
     max_new_tokens: int = 200,
     chat: bool = False,
+    stop: str | Sequence[str] = (),
     **sampling: Any,
 ) -> str:
     """The text of `stream_text` in one piece, without the prompt."""
-    return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, chat, **sampling))
+    return "".join(stream_text(model, tokenizer, prompt, max_new_tokens, chat, stop, **sampling))
 
 
 def _stream(run: Iterator[list[int]], stop_ids: Collection[int], max_new_tokens: int) -> Generator[int, None, str]:

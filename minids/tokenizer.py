@@ -22,7 +22,7 @@ import codecs
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -223,14 +223,15 @@ class Tokenizer:
 
         The pieces joined are `decode(ids)`.
         """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in ids:
-            piece = decoder.decode(self._shown(token, special))
-            if piece:
-                yield piece
-        rest = decoder.decode(b"", final=True)
-        if rest:
+        read = self.decoder(special)
+        yield from filter(None, map(read, ids))
+        if rest := read(None):
             yield rest
+
+    def decoder(self, special: bool = False) -> Callable[[int | None], str]:
+        """A function to call with one id after another: the whole characters that are there now. None ends the text."""
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda token: utf8.decode(b"" if token is None else self._shown(token, special), final=token is None)
 
     def _shown(self, token: int, special: bool) -> bytes:
         if token >= len(SPECIAL) or not (special or token in (self.think, self.end_think)):

@@ -106,6 +106,23 @@ def test_streamed_text_is_the_decoded_tokens_and_its_prompt_begins_a_document(sm
     assert len(pieces) > 3 and all(pieces)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_stop_string_ends_streamed_text_wherever_tokens_begin(small, seed, capsys):
+    model, tokenizer = checkpoint.load_model(small)
+    options = ["--model", small, "--seed", str(seed), "--max-new-tokens", "40", "--temperature", "1", "--top-p", "1"]
+
+    def text(*stop):
+        return complete(model, tokenizer, "", 40, stop=stop, generator=torch.Generator().manual_seed(seed))
+
+    whole = text()
+    for at in (0, 11, 12, 13):
+        stop = whole[at : at + 4]  # the random model's tokens are one to a few characters: this spans some
+        assert text(stop) == text("never there", stop + stop, stop) == whole[: whole.index(stop)]
+        assert main(["generate", *options, "--stop", "never there", "--stop", stop]) == 0
+        assert capsys.readouterr().out == whole[: whole.index(stop)] + "\n"
+    assert text(whole[-3:] + "more") == whole  # what looked like a beginning is let go at the end
+
+
 def test_eval_reports_every_domain_the_balance_and_the_judge(small, capsys):
     assert main(["eval", "--model", small, "--rows", "2", "--seq-len", "33", "--samples", "1"]) == 0
     out = capsys.readouterr().out

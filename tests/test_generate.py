@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
 from minids.config import Config, dense_active
-from minids.generate import Sampling, Tokens, draw, generate, nucleus, penalised, probabilities, stream
+from minids.generate import Sampling, Text, Tokens, draw, generate, nucleus, penalised, probabilities, stream
 from minids.model import Transformer
+from minids.tokenizer import default_tokenizer
 
 CFG = Config(
     vocab_size=61, dim=36, n_layers=3, n_dense_layers=1, inter_dim=52, n_heads=3, q_lora_rank=20, kv_lora_rank=18,
@@ -237,6 +239,39 @@ def test_an_interrupted_generation_leaves_the_model_as_it_was(model, monkeypatch
     monkeypatch.undo()
     assert generate(model, PROMPT, 6, temperature=0) == before
     assert not torch.is_inference_mode_enabled()
+
+
+def upto(text: str, stops: list[str]) -> str:
+    """Letter after letter, until a stop string is complete."""
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end - len(stop)]
+    return text
+
+
+STOPS = [["ab"], ["aab", "ab"], ["abab"], ["aaa", "b b"], ["aab", "b", "xyz"], ["a 小"], ["小明", "明"], []]
+
+
+@pytest.mark.parametrize("stops", STOPS)
+def test_text_ends_before_the_stop_string_that_is_complete_first_however_tokens_lie(stops):
+    tokenizer, dice = default_tokenizer(), random.Random(0)
+    for _ in range(200):
+        text = "".join(dice.choices(["a", "b", "aab", " ", "小", "明", "the "], k=12))
+        for ids in (tokenizer.encode(text), [i for letter in text for i in tokenizer.encode(letter)]):
+            run = Text(tokenizer, stops)
+            pieces = [run.add(i) for i in ids]
+            assert "".join(pieces) + run.close() == upto(text, stops)
+            assert run.stopped == any(stop in text for stop in stops)
+
+
+def test_text_holds_back_only_what_may_become_a_stop_string():
+    tokenizer = default_tokenizer()
+    run = Text(tokenizer, ["abc", "bd"])
+    assert [run.add(tokenizer.encode(c)[0]) for c in "xababbe"] == ["x", "", "", "ab", "", "ab", "be"]
+    assert run.add(tokenizer.encode("a")[0]) == "" and run.close() == "a"
+    with pytest.raises(ValueError, match="at least one character"):
+        Text(tokenizer, ["a", ""])
 
 
 def test_tokens_are_a_list_with_a_reason():

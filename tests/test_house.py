@@ -22,7 +22,8 @@ FLOORS = [
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "router_lab"}
     | {"pipeline", "dualpipe", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
     | {"processes", "sharded", "scoreboard"},
-    {"generate", "speculate", "kv8", "serving", "pools", "hf", "hf_config"},
+    {"generate", "speculate", "kv8", "serving", "pools", "hf", "hf_config"}
+    | {"service", "http_params", "http_api", "http_server"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]
 TOP = {
@@ -37,6 +38,7 @@ TOP = {
     "LICENSE",
 }
 HEAVY = {"matplotlib", "ipywidgets", "IPython", "jupyterlab", "transformers"}
+EXTRA = {"starlette", "uvicorn"}  # what only `minids serve` needs, and a plain install lacks
 FILES = sorted(PACKAGE.rglob("*.py"))
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 CHANGES = {"append", "extend", "add", "update", "pop", "clear", "insert", "remove", "setdefault", "popitem"}
@@ -155,6 +157,11 @@ def test_importing_minids_loads_neither_torch_nor_plotting() -> None:
 def test_nothing_below_the_face_loads_plotting_or_a_notebook() -> None:
     below = [name_of(p) for p in FILES if name_of(p) and floor_of(name_of(p)) < len(FLOORS) - 1]
     assert loaded_after("\n".join(f"import minids.{name}" for name in below)) & HEAVY == set()
+
+
+def test_the_command_line_and_the_rest_of_the_package_load_without_the_extra_for_serving() -> None:
+    known = [name_of(p) for p in FILES if name_of(p) not in ("", "http_api", "http_server", "__main__")]
+    assert loaded_after("\n".join(f"import minids.{name}" for name in known)) & EXTRA == set()
 
 
 def test_nothing_else_lies_at_the_top_of_the_repository() -> None:

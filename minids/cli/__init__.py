@@ -1,6 +1,6 @@
 """The command line: count, train, use and measure a model, trade weights with Hugging Face, lay out pipelines.
 
-Paper: none; each command is a thin shell over one module (`costs`, `train`, `generate`, `stories`, `hf`, `dualpipe`)
+Paper: none; each command is a thin shell over one module (`costs`, `train`, `generate`, `http_api`, ..)
 and has a file of its own here with a function `add`, which registers it; `COMMANDS` lists them in the help's order.
 
     minids info v3                                   parameters, activated parameters, cache, operations
@@ -10,14 +10,16 @@ and has a file of its own here with a function `add`, which registers it; `COMMA
     minids eval --model runs/mine                    bits per byte, grammatical stories, balanced experts
     minids export-hf out --model runs/mine           for transformers and what reads its format
     minids import-hf their/dir mine/                 the other way
+    minids serve --port 8000                         an OpenAI-style HTTP API (the extra "serve")
     minids schedule dualpipe --ranks 8 --ops         the order of a pipeline's operations; --table compares
 
 What a user can mend (a wrong path, a size that does not fit) ends with one line on stderr and exit code 2, Ctrl-C
 with 130.
 
 Differs from the paper: nothing to differ from.
-Left out: serving (17_serving), training on several machines (torchrun on a script of your own).
-Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`, 10_dualpipe `schedule`.
+Left out: training on several machines (torchrun on a script of your own).
+Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`, 10_dualpipe `schedule`, 17_serving
+`serve`.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from typing import Any
 
 import torch
 
-from minids.cli import compare, convert, evaluate, generate, info, schedule, train
+from minids.cli import compare, convert, evaluate, generate, info, schedule, serve, train
 
-COMMANDS = (info, train, compare, generate, evaluate, convert, schedule)
+COMMANDS = (info, train, compare, generate, evaluate, serve, convert, schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +89,7 @@ EXAMPLES = """examples:
   minids generate "Once upon a time" --temperature 0.8 --seed 1
   minids generate --chat "What is 12 + 30?" --model runs/mine
   minids eval --model runs/mine
+  minids serve --model runs/mine --port 8000        for clients of OpenAI's API: base_url="http://127.0.0.1:8000/v1"
   minids export-hf out --model runs/mine            then: transformers.AutoModelForCausalLM.from_pretrained("out")
   minids import-hf out back
   minids schedule --table --ranks 8 --chunks 20     bubble and memory, by formula and simulated

@@ -22,6 +22,9 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.7, help="0 always takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=0.95, help="draw from the likeliest tokens of this mass")
     parser.add_argument("--frequency-penalty", type=float, default=0.0, help="taken from a logit for each earlier use")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
     parser.add_argument("--seed", type=int, help="the same seed writes the same text")
 
 
@@ -33,8 +36,8 @@ def _generate(args: argparse.Namespace) -> None:
     else:
         generator.manual_seed(args.seed)
     pieces = stream_text(
-        model, tokenizer, args.prompt, args.max_new_tokens, args.chat, temperature=args.temperature, top_p=args.top_p,
-        frequency_penalty=args.frequency_penalty, generator=generator,
+        model, tokenizer, args.prompt, args.max_new_tokens, args.chat, args.stop, temperature=args.temperature,
+        top_p=args.top_p, frequency_penalty=args.frequency_penalty, generator=generator,
     )  # fmt: skip
     if not args.chat:
         print(args.prompt, end="", flush=True)
