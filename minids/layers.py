@@ -37,7 +37,8 @@ class RMSNorm(nn.Module):
         if x.dtype.itemsize < 4:  # bf16, fp16: statistics in fp32
             return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         if not torch.is_grad_enabled():
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            # the same numbers as F.rms_norm, which is several times slower for many rows
+            return (x * x.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()).mul_(self.weight)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
 

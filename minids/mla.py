@@ -30,10 +30,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
-from minids.attention import KVCache, attend, causal_mask, room
+from minids.attention import KVCache, attend, room
 from minids.config import Config
 from minids.layers import RMSNorm
 from minids.rope import apply_rotary_emb, softmax_mscale
@@ -55,6 +55,14 @@ class LatentCache:
         self.kv[:, start : self.length, :C] = c
         self.kv[:, start : self.length, C:] = k_pe
         return self.kv[:, : self.length]
+
+    def positions(self, S: int) -> Int[Tensor, "*b S"]:
+        """Where the next S tokens stand."""
+        return torch.arange(self.length, self.length + S, device=self.kv.device)
+
+    def mask(self, S: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B 1 SH T"] | None:
+        """The `query_mask` of the next S tokens, to be asked for before `append`; None where it would be all 0."""
+        return None if S == 1 else query_mask(self.positions(S), self.length + S, heads, dtype)
 
     @property
     def nbytes_per_token(self) -> int:
@@ -91,10 +99,19 @@ class SlotCache(LatentCache):
         """Where the next S tokens of each row stand."""
         return self.lengths[:, None] + torch.arange(S, device=self.lengths.device)
 
-    def mask(self, S: int) -> Bool[Tensor, "B S T"]:
-        """True where a query, one of each row's last S, may look: not beyond itself, not at another text's rest."""
-        at = self.positions(S) - S
-        return torch.arange(self.length, device=at.device) <= at.unsqueeze(-1)
+    def mask(self, S: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B 1 SH T"] | None:
+        """As `LatentCache.mask`, and a query does not look at another text's rest behind its own."""
+        return query_mask(self.positions(S), int(self.lengths.max()) + S, heads, dtype)
+
+
+def query_mask(at: Int[Tensor, "*b S"], T: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B 1 SH T"]:
+    """What the absorbed form adds to its scores: 0 where a query at position `at` may look, -inf beyond itself.
+
+    The H queries of a token stand side by side, as queries of one key head. One mask serves all layers of a step.
+    """
+    beyond = torch.arange(T, device=at.device) > at.unsqueeze(-1)  # [*b S T]
+    mask = torch.zeros(beyond.shape, dtype=dtype, device=at.device).masked_fill_(beyond, float("-inf"))
+    return mask.repeat_interleave(heads, -2).view(-1, 1, at.shape[-1] * heads, T)
 
 
 class MLA(nn.Module):
@@ -123,19 +140,22 @@ class MLA(nn.Module):
         freqs_cis: Complex[Tensor, "*b S P"],
         cache: KVCache | LatentCache | None = None,
         impl: str = "naive",
-        mask: Bool[Tensor, "B S T"] | None = None,
+        mask: Tensor | None = None,
     ) -> Float[Tensor, "B S D"]:
         """Causal attention over x, or over the cache's tokens and x. `impl` must be the one the cache was made for.
 
-        A `mask` (true: may look) stands in place of the causal one; the absorbed form takes none.
+        A `mask` [B S T] (true: may look) stands in place of the causal one. The absorbed form takes a `query_mask`
+        that fits the cache; without one it makes its own.
         """
         q_nope, q_pe = self.queries(x, freqs_cis)
         c, k_pe = self.latents(x, freqs_cis)
         if cache is not None:
             self._check_cache(cache, impl)
         if impl == "absorb":
-            kv = cache.append(c, k_pe) if isinstance(cache, LatentCache) else torch.cat([c, k_pe], -1)  # [B T C+R]
-            o = self._absorbed(q_nope, q_pe, kv, cache.mask(x.shape[1]) if isinstance(cache, SlotCache) else None)
+            B, S, _ = c.shape
+            old = cache if isinstance(cache, LatentCache) else LatentCache(B, S, self.C + self.R, c.device, c.dtype)
+            mask = old.mask(S, self.H, c.dtype) if mask is None else mask
+            o = self._absorbed(q_nope, q_pe, old.append(c, k_pe), mask)
         else:
             if isinstance(cache, LatentCache):
                 c, k_pe = cache.append(c, k_pe).split([self.C, self.R], -1)
@@ -178,10 +198,9 @@ class MLA(nn.Module):
         q_nope: Float[Tensor, "B S H N"],
         q_pe: Float[Tensor, "B S H R"],
         kv: Float[Tensor, "B T CR"],
-        mask: Bool[Tensor, "B S T"] | None = None,
+        mask: Float[Tensor, "#B 1 SH T"] | None,
     ) -> Float[Tensor, "B S H V"]:
         B, S, H, _ = q_nope.shape
-        T = kv.shape[1]
         w_uk, w_uv = self.wkv_b.weight.view(H, self.N + self.V, self.C).split([self.N, self.V], 1)  # [H N C], [H V C]
         # q'_h = W_UK_h^T q_nope_h
         q_c = torch.bmm(q_nope.reshape(B * S, H, self.N).transpose(0, 1), w_uk).transpose(0, 1)  # [BS H C]
@@ -189,10 +208,6 @@ class MLA(nn.Module):
         # score_j = scale (q'_h . c_j + q_pe_h . k_pe_j),  z_h = sum_j softmax_j c_j: one key head for all H queries.
         # The values are the keys' first C features: the cache is read in place, the rest of the mix is thrown away
         kv = kv.unsqueeze(1)  # [B 1 T C+R]
-        if mask is None and S > 1:
-            mask = causal_mask(S, T, kv.device)
-        if mask is not None:
-            mask = mask.repeat_interleave(H, -2).unsqueeze(-3)  # [1 SH T], or [B 1 SH T]
         z = F.scaled_dot_product_attention(q.unsqueeze(1), kv, kv, mask, scale=self.scale)[..., : self.C]  # [B 1 SH C]
         # o_h = W_UV_h z_h
         o = torch.bmm(z.reshape(B * S, H, self.C).transpose(0, 1), w_uv.transpose(1, 2))  # [H BS V]

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from minids.attention import GQA, KVCache, segment_mask
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "*b S P"], cache=None, impl: str = "naive",
-        mask: Bool[Tensor, "B S S"] | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B S D"], Routing | None]:  # fmt: skip
         how = (impl,) if isinstance(self.attn, MLA) else ()
         x = x + self.attn(self.attn_norm(x), freqs_cis, cache, *how, mask=mask)
@@ -125,7 +125,10 @@ class Transformer(nn.Module):
             )
         mask = None if segments is None else segment_mask(segments)
         freqs_cis = self._angles(tokens, cache)
-        impl = impl or ("absorb" if cache and isinstance(cache[0], LatentCache) else "naive")
+        first = cache[0] if cache else None
+        impl = impl or ("absorb" if isinstance(first, LatentCache) else "naive")
+        if impl == "absorb" and isinstance(first, LatentCache):  # made once for all layers
+            mask = first.mask(tokens.shape[1], self.cfg.n_heads, self.embed.weight.dtype)
         h, routings = self.embed(tokens), []
         for i, layer in enumerate(self.layers):
             h, routing = layer(h, freqs_cis, cache[i] if cache else None, impl, mask)

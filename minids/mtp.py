@@ -28,6 +28,7 @@ Notebook: 06_mtp.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -57,11 +58,25 @@ class MTP(nn.Module):
         impl: str = "naive",
     ):
         """(h^k [B S D] ready for the shared head, the block's routing); `emb` embeds the token k ahead of h's."""
-        # eq. 21
-        x = self.eh_proj(torch.cat([self.enorm(emb), self.hnorm(h)], -1))
         # eq. 22
-        x, routing = self.block(x, freqs_cis, cache, impl)
+        x, routing = self.block(self.project(h, emb), freqs_cis, cache, impl)
         return self.norm(x), routing
+
+    def project(self, h: Float[Tensor, "B S D"], emb: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+        """Eq. 21: the block's input, from the hidden states and the embeddings of the tokens k ahead of them."""
+        return self.eh_proj(torch.cat([self.enorm(emb), self.hnorm(h)], -1))
+
+    def last(
+        self, h: Float[Tensor, "B S D"], emb: Float[Tensor, "B S D"], freqs_cis: Complex[Tensor, "S P"], cache
+    ) -> Float[Tensor, "B 1 D"]:
+        """h^k of the last position alone: of the others a single block needs no more than their latents in the cache.
+
+        For drafting over MLA's latent cache; the same numbers as `forward(..., "absorb")[:, -1:]`.
+        """
+        x, block = self.project(h, emb), self.block
+        if x.shape[1] > 1:
+            cache.append(*block.attn.latents(block.attn_norm(x[:, :-1]), freqs_cis[:-1]))  # type: ignore[union-attr,operator]
+        return self.norm(block(x[:, -1:], freqs_cis[-1:], cache, "absorb")[0])
 
 
 def mtp_loss(
@@ -92,3 +107,13 @@ def shifted(tokens: Int[Tensor, "B S1"], k: int) -> tuple[Int[Tensor, "B n"], In
     """(what depth k reads, what it must predict) for the positions that have both; k = 0 is the main model."""
     n = tokens.shape[1] - 1 - k
     return tokens[:, k : k + n], tokens[:, k + 1 : k + 1 + n]
+
+
+def module_of(model: Any) -> MTP:
+    """The first MTP module of a `Transformer` over MLA, which drafts; ValueError for a model without one."""
+    if not len(model.mtp) or model.cfg.attn != "mla":
+        raise ValueError(
+            "drafts come from an MTP module over MLA; this model has "
+            f"n_mtp_modules={len(model.mtp)}, attn={model.cfg.attn!r}. Train one, or use generate."
+        )
+    return model.mtp[0]

@@ -77,9 +77,11 @@ def rotary_mscale(cfg: Config) -> float:
 
 
 def precompute_freqs_cis(cfg: Config) -> Complex[Tensor, "L P"]:
-    """exp(i s f) for every position s below `max_seq_len` (rows) and every pair (columns)."""
-    angle = torch.outer(torch.arange(cfg.max_seq_len, dtype=torch.float32), yarn_freq(cfg.qk_rope_head_dim, cfg))
-    return torch.polar(torch.full_like(angle, rotary_mscale(cfg)), angle)
+    """exp(i s f) for every position s below `max_seq_len` (rows) and every pair (columns), on the default device."""
+    with torch.device("cpu"):  # the same numbers for every device
+        angle = torch.outer(torch.arange(cfg.max_seq_len, dtype=torch.float32), yarn_freq(cfg.qk_rope_head_dim, cfg))
+        table = torch.polar(torch.full_like(angle, rotary_mscale(cfg)), angle)
+    return table.to(torch.get_default_device())
 
 
 def apply_rotary_emb(x: Float[Tensor, "B S H R"], freqs_cis: Complex[Tensor, "*b S P"]) -> Float[Tensor, "B S H R"]:

@@ -32,7 +32,7 @@ from torch import Tensor
 from minids.generate import Sampling, Tokens, draw, probabilities
 from minids.mla import LatentCache
 from minids.model import Transformer
-from minids.mtp import MTP
+from minids.mtp import module_of
 
 
 @dataclass
@@ -151,9 +151,7 @@ class Speculator:
         for _ in range(depth):
             start = self.draft_cache.length
             angles = self.model.freqs_cis[start : start + h.shape[1]]
-            form = "absorb" if h.shape[1] <= 8 else "latent"
-            h, _ = self.module(h, self.model.embed(ahead), angles, self.draft_cache, form)
-            h = h[:, -1:]
+            h = self.module.last(h, self.model.embed(ahead), angles, self.draft_cache)
             logits = self.model.head(h[:, 0])
             if self.temperature == 0:
                 ahead = logits.argmax(-1)[None]
@@ -182,18 +180,6 @@ class Speculator:
                 rest = (p[i] - q[i]).clamp(min=0)
                 return i, torch.multinomial(rest, 1, generator=self.generator)
         return K, torch.multinomial(p[K], 1, generator=self.generator)
-
-
-def module_of(model: Transformer) -> MTP:
-    """The first MTP module, or ValueError."""
-    if not len(model.mtp) or model.cfg.attn != "mla":
-        raise ValueError(
-            "drafts come from an MTP module over MLA; this model has "
-            f"n_mtp_modules={len(model.mtp)}, attn={model.cfg.attn!r}. Train one, or use generate."
-        )
-    module = model.mtp[0]
-    assert isinstance(module, MTP)
-    return module
 
 
 def _check(model: Transformer, ids: Sequence[int], drafts: int) -> None:

@@ -48,6 +48,11 @@ def test_info_agrees_with_the_model_built_on_the_meta_device(name, capsys):
     assert "tensor by tensor" in capsys.readouterr().out
 
 
+def test_info_counts_on_the_meta_device_without_torchs_compiler():
+    code = "import sys; from minids.cli import main; main(['info', 'tiny']); sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_info_reads_our_directories_and_those_of_hugging_face(small, tmp_path, capsys):
     assert main(["export-hf", str(tmp_path / "hf"), "--model", small]) == 0
     capsys.readouterr()

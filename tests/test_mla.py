@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minids.config import tiny
-from minids.mla import MLA, SlotCache
+from minids.mla import MLA, SlotCache, query_mask
 from minids.model import Transformer
 from minids.rope import precompute_freqs_cis
 
@@ -62,6 +62,22 @@ def test_the_three_forms_agree_at_prefill_and_step_by_step(cfg, impl):
     cache = attn.new_cache(2, 11, impl)
     got = [attn(x[:, a:b], freqs[a:b], cache, impl) for a, b in ((0, 5), (5, 6), (6, 7), (7, 11))]
     torch.testing.assert_close(torch.cat(got, 1), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_query_mask_lets_the_heads_of_a_token_look_up_to_itself():
+    mask = query_mask(torch.tensor([2, 3]), 5, heads=3, dtype=torch.float64)
+    assert mask.shape == (1, 1, 6, 5) and mask.dtype == torch.float64
+    assert (mask[0, 0] == 0).int().tolist() == [[1, 1, 1, 0, 0]] * 3 + [[1, 1, 1, 1, 0]] * 3
+    assert mask.min() == float("-inf")
+
+
+def test_one_mask_made_before_the_step_serves_a_layer_as_its_own_does():
+    attn, freqs, x = MLA(SMALL), precompute_freqs_cis(SMALL), torch.randn(2, 7, 24)
+    given, own = attn.new_cache(2, 7), attn.new_cache(2, 7)
+    for a, b in ((0, 4), (4, 7)):
+        mask = given.mask(b - a, 3, torch.float32)  # type: ignore[union-attr]
+        got = attn(x[:, a:b], freqs[a:b], given, "absorb", mask)
+        torch.testing.assert_close(got, attn(x[:, a:b], freqs[a:b], own, "absorb"))
 
 
 def test_the_softmax_scale_counts_nope_and_rope_features_and_yarns_temperature():

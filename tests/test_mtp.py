@@ -64,3 +64,15 @@ def test_without_modules_the_mtp_loss_is_zero_and_the_logits_are_the_same(model)
     bare.load_state_dict(model.state_dict(), strict=False)
     assert bare.losses(tokens).mtp == 0
     torch.testing.assert_close(bare(tokens), model(tokens))
+
+
+def test_the_last_position_alone_is_that_of_the_whole_pass_and_the_cache_holds_the_same_latents(model):
+    module, attn, h = model.mtp[0], model.mtp[0].block.attn, torch.randn(1, 9, 128)
+    emb = model.embed(torch.randint(0, 29, (1, 9)))
+    whole, parts = attn.new_cache(1, 9), attn.new_cache(1, 9)
+    with torch.no_grad():
+        for a, b in ((0, 5), (5, 6), (6, 9)):
+            want, _ = module(h[:, a:b], emb[:, a:b], model.freqs_cis[a:b], whole, "absorb")
+            got = module.last(h[:, a:b], emb[:, a:b], model.freqs_cis[a:b], parts)
+            torch.testing.assert_close(got, want[:, -1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(parts.kv, whole.kv, atol=1e-5, rtol=1e-4)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from minids import checkpoint
 from minids.cli.options import Command
@@ -56,7 +57,7 @@ def _short(n: int) -> str:
 
 def _count_on_meta(cfg: Config, expected: int) -> int:
     """The same number from the model itself, built without memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         model = Transformer(cfg)
     found = sum(t.numel() for t in model.state_dict().values())
     if found != expected:
@@ -64,6 +65,16 @@ def _count_on_meta(cfg: Config, expected: int) -> int:
             f"formula and model must agree; got {expected:,} and {found:,}. This is a bug in minids.costs."
         )
     return found
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """First weights are not drawn: there is no memory to fill, and trying makes torch load its compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _config(what: str) -> Config:
