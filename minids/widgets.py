@@ -1,4 +1,4 @@
-"""Pictures that move: `explore` puts sliders beside one, `LivePlot` redraws one in a loop; `TalkBox` talks to a model.
+"""Pictures that move: `explore` puts sliders beside one, `LivePlot` redraws one in a loop; `TalkBox` and `chat` talk.
 
     explore(plot.cache_bytes, max_context=[1024, 8192, 131072])      # any function from values to a picture
 
@@ -193,6 +193,73 @@ class TalkBox(w.VBox):
     def __repr__(self) -> str:
         start = f"prompt = {self._prompt.value!r}, temperature = {self._temperature.value:g}"
         return f"A field to write into, a button, and the model's answer ({start}). It works where the notebook runs."
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        return {**(super()._repr_mimebundle_(**kwargs) or {}), "text/plain": repr(self)}
+
+
+def chat(answer: Callable[[list[dict[str, str]]], Iterable[str]], message: str = "") -> Chat:
+    """A page to talk to a model, for instance over the HTTP API.
+
+    Args:
+        answer: from the messages so far, [{"role": "user", "content": ".."}, ..], to pieces of the assistant's next.
+        message: what the field holds at first.
+    """
+    return Chat(answer, message)
+
+
+class Chat(w.VBox):
+    """A conversation, a field to write into, two buttons. Made by `chat`; `messages` is what was said."""
+
+    def __init__(self, answer: Callable[[list[dict[str, str]]], Iterable[str]], message: str):
+        self._ask, self._first, self.messages = answer, message, []
+        self._page, wide = w.HTML(), w.Layout(width="98%")
+        self._field = w.Text(value=message, placeholder="say something", description="you", layout=wide)
+        self._button = w.Button(description="Send", button_style="primary", tooltip="send what the field holds")
+        self._anew = w.Button(description="Begin anew", tooltip="forget what was said")
+        self._button.on_click(lambda _: self.send())
+        self._anew.on_click(lambda _: self.begin_anew())
+        super().__init__([self._page, self._field, w.HBox([self._button, self._anew])])
+        self._show()
+
+    def send(self, text: str | None = None) -> None:
+        """Say `text`, or what the field holds, as the button does. The answer appears piece by piece.
+
+        After an error, which is shown, the conversation is as it was and the text is in the field again.
+        """
+        said = self._field.value if text is None else text
+        if not said.strip():
+            return
+        asked, heard = [*self.messages, {"role": "user", "content": said}], ""
+        self._button.disabled, self._field.value = True, ""
+        try:
+            for piece in self._ask(asked):
+                heard += piece
+                self._show([*asked, {"role": "assistant", "content": heard}])
+            self.messages = [*asked, {"role": "assistant", "content": heard}]
+            self._show()
+        except Exception as error:  # nothing else shows an error from a callback to the reader
+            self._field.value = said
+            self._show(trouble=f"No answer came. {type(error).__name__}: {error}")
+        finally:
+            self._button.disabled = False
+
+    def begin_anew(self) -> None:
+        """Forget what was said."""
+        self.messages, self._field.value = [], self._first
+        self._show()
+
+    def _show(self, messages: list[dict[str, str]] | None = None, trouble: str = "") -> None:
+        shown = self.messages if messages is None else messages
+        names = {"user": "you", "assistant": "model"}
+        lines = [f"<p><b>{names[m['role']]}</b> {html.escape(m['content'])}</p>" for m in shown]
+        alert = f'<p role="alert">{html.escape(trouble)}</p>' if trouble else ""
+        said = "".join(lines) or "<p>Nothing was said yet.</p>"
+        self._page.value = f'<div role="log" style="white-space: pre-wrap">{said}</div>{alert}'
+
+    def __repr__(self) -> str:
+        what = f"A page to talk to a model: a field (at first {self._first!r}), a button, what was said."
+        return f"{what} It works where the notebook runs."
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         return {**(super()._repr_mimebundle_(**kwargs) or {}), "text/plain": repr(self)}

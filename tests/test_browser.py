@@ -283,6 +283,26 @@ with LivePlot(plot.curves, every=0.1) as live:
 """
 
 
+CHAT = """
+from minids.widgets import chat
+
+def echo(messages):
+    yield from (f"{len(messages)}: ", "<i>", messages[-1]["content"].upper())
+
+chat(echo, "hello")
+"""
+
+
+def test_what_is_sent_is_answered_on_the_page(lab: Lab, page: Any) -> None:
+    widget = run_all(page, lab.add("chat.ipynb", [CHAT])).locator(".widget-vbox")
+    log, field = widget.get_by_role("log"), widget.locator("input[type=text]")
+    widget.get_by_role("button", name="Send").click()
+    sync_api.expect(log).to_contain_text("1: <i>HELLO", timeout=20_000)
+    field.fill("and you")
+    widget.get_by_role("button", name="Send").click()
+    sync_api.expect(log).to_contain_text("3: <i>AND YOU", timeout=20_000)
+
+
 def test_an_error_while_moving_is_shown_and_goes_away(lab: Lab, page: Any) -> None:
     widget = run_all(page, lab.add("explore.ipynb", [EXPLORE])).locator(".widget-vbox")
     handle, picture, alert = widget.locator(".noUi-handle"), widget.locator("img"), widget.get_by_role("alert")
