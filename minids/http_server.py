@@ -15,7 +15,7 @@ A connection that is being answered is never closed for another's sake.
         print(server.url)                            # http://127.0.0.1:PORT, a free one
 
 Differs from the paper: nothing to differ from.
-Left out: TLS, several processes (a gateway such as nginx does both).
+Left out: TLS and several processes (a gateway such as nginx does both); a limit on how slowly an answer may be read.
 Notebook: 17_serving.
 """
 
