@@ -98,9 +98,7 @@ class RLRun:
         self.taken += len(asked)
         out = self.sample(asked)
         texts = [self.alphabet.decode(row) for row in out.responses()]
-        rewards = torch.tensor(
-            [self.reward(p, text) for p, text in zip(_each(asked, cfg.group), texts, strict=True)]
-        ).view(cfg.questions, cfg.group)
+        rewards = torch.tensor(self.pay(list(_each(asked, cfg.group)), texts)).view(cfg.questions, cfg.group)
         sampled = time.process_time()
         record = self.update(out, rewards)
         if cfg.ref_every and self.reference is not None and (self.step + 1) % cfg.ref_every == 0:
@@ -122,6 +120,10 @@ class RLRun:
         prompts = self.alphabet.encode_prompts([p.prompt for p in asked], self.cfg.width)
         a, cfg = self.alphabet, self.cfg
         return rollout(self.model, prompts, cfg.group, cfg.max_new, a.eos, a.pad, cfg.temperature, self.dice)
+
+    def pay(self, asked: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+        """The reward of each response. Another class may judge all of them at once (15_r1's reward model)."""
+        return [self.reward(problem, text) for problem, text in zip(asked, texts, strict=True)]
 
     def update(self, out: Rollout, rewards: Float[Tensor, "P G"]) -> dict[str, float]:
         """One epoch of minibatches over the rows whose group has a signal."""

@@ -11,11 +11,13 @@ reward is the share of target-language words in the thinking.
     order      sort:5291             1259                   what is left after taking the next digit, again and again
     countdown  3,8,4:20              (8-3)*4                the partial results
     trial      7x+3=5%               6                      tries 0, 1, 2, .. until one fits: no fixed length
-    spoken     en:64+17= or zh:..    81                     the columns in words of the language asked for
+    spoken     en:64+17= or zh:..    081                    the columns in words of the language asked for
+    judge      en:64+17=082?         0                      the sum again; 1 where the proposed one is right
 
 `%` at the end of a prompt means modulo 10. A direct answer leaves the thinking empty.
-Held out: a problem whose prompt has crc32 % 10 == 0 never occurs in any training set (`held_out`). Answers are parsed
-by a small grammar; nothing is ever evaluated as code. A reward is 0 for whatever does not parse, however long it is.
+Held out: a problem whose prompt has crc32 % 10 == 0 never occurs in any training set (`held_out`); a sum that is held
+out is so in both languages, and as something to judge. Answers are parsed by a small grammar; nothing is ever evaluated
+as code. A reward is 0 for whatever does not parse, however long it is.
 
 Differs from the paper: the problems. Its format reward's size is not published; here it is a number of the caller's.
 Left out: rewards by compiling and running programs.
@@ -159,10 +161,27 @@ def _said(a: int, b: int, digits: int, words: tuple[str, ...]) -> str:
     return ";".join([*steps, words[carry]])
 
 
+def judge(rng: random.Random) -> Problem:
+    """A spoken addition with a proposed sum, wrong in one digit half of the time: 1 if it is right, else 0."""
+    asked = spoken(rng)
+    digits = list(asked.answer)
+    right = rng.random() < 0.5
+    if not right:
+        i = rng.randrange(len(digits))
+        digits[i] = rng.choice([d for d in "0123456789" if d != digits[i]])
+    return judging(asked, "".join(digits))
+
+
+def judging(asked: Problem, proposed: str) -> Problem:
+    """The problem to say whether `proposed` answers the spoken problem `asked`."""
+    verdict = str(int(proposed == asked.answer))
+    return Problem("judge", f"{asked.prompt}{proposed}?", verdict, asked.steps, language=asked.language)
+
+
 Task = Callable[[random.Random], Problem]
 TASKS: dict[str, Task] = {
     "addition": addition, "chain": chain, "equation": equation, "order": order, "countdown": countdown,
-    "trial": trial, "spoken": spoken,
+    "trial": trial, "spoken": spoken, "judge": judge,
 }  # fmt: skip
 
 
@@ -170,8 +189,14 @@ TASKS: dict[str, Task] = {
 
 
 def held_out(problem: Problem) -> bool:
-    """True for a tenth of all problems, by a hash of the prompt: they are for measuring, never for training."""
-    return zlib.crc32(problem.prompt.encode()) % 10 == 0
+    """True for a tenth of all problems, by a hash of the prompt: they are for measuring, never for training.
+
+    Neither the language asked for nor a sum proposed to a judge counts: who has seen one form has seen the problem.
+    """
+    question = problem.prompt.removeprefix(f"{problem.language}:")
+    if problem.task == "judge":
+        question = question.partition("=")[0] + "="
+    return zlib.crc32(question.encode()) % 10 == 0
 
 
 def problems(task: Task, split: str = "train", seed: int = 0) -> Iterator[Problem]:
@@ -221,9 +246,14 @@ def accuracy(problem: Problem, response: str) -> float:
     return float(answer == problem.answer)
 
 
+def words_of(text: str) -> list[str]:
+    """The words of either language in a text, in their order."""
+    return _WORD.findall(text)
+
+
 def language_share(response: str, language: str) -> float:
     """Words of the language asked for / words of either in the thinking; 1 where it has no words."""
-    words = _WORD.findall(thinking_of(response))
+    words = words_of(thinking_of(response))
     right = ENGLISH if language == "en" else CHINESE
     return sum(word in right for word in words) / len(words) if words else 1.0
 
