@@ -57,7 +57,7 @@ class Exam:
     thinking: float
     language: float
     liking: float
-    score: float = float("nan")
+    score: float | None = None
     seconds: float = 0.0
     note: str = ""
 
@@ -77,7 +77,7 @@ def examine(model: Transformer, alphabet: Alphabet, stage: str = "", n: int = 12
     asked = [p for _, p in zip(range(64), counting(), strict=False)]
     texts = sample(model, asked, alphabet, WIDTH, 4, NEW, torch.Generator().manual_seed(0))
     open_pairs = [(p, t) for p, row in zip(asked, texts, strict=True) for t in row]
-    paid = float("nan")
+    paid = None
     if judge is not None:
         with torch.no_grad():
             paid = judge.score([(p.prompt, t) for p, t in open_pairs]).mean().item()
@@ -321,7 +321,7 @@ def table(rows: Sequence[Exam]) -> str:
     head = ["stage", *(f"pass@1 {n}" for n in names), "thinking", "language", "liking", "judged", "seconds"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        judged = "" if row.score != row.score else f"{row.score:.2f}"
+        judged = "" if row.score is None else f"{row.score:.2f}"
         lines.append([row.stage, *(f"{v:.3f}" for v in row.solved.values()), f"{row.thinking:.1f}",
                       f"{row.language:.2f}", f"{row.liking:.2f}", judged, f"{row.seconds:.0f}"])  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -68,6 +68,24 @@ DRAWINGS |= {  # 14_grpo
     "clipping": lambda: plot.clipping(0.3, 0.1),
     "tries": lambda: plot.tries({"before": [(1, 0.2), (8, 0.7)], "after": [(1, 0.9), (8, 1.0)]}, {"after": 0.95}),
 }
+RUN = {"language": [0.5, 0.9], "accuracy": [0.4, 0.6], "thinking": [6.0, 13.0]}
+DRAWINGS |= {  # 15_r1
+    "recipe": lambda: plot.recipe(
+        [("cold start", "imitate", 0.3), ("RL", "reinforce", 0.5), ("SFT", "imitate", 0.2)], (0, 2)
+    ),
+    "recipe without a restart": lambda: plot.recipe([("reward model", "prefer", 0.3), ("RL", "reinforce", 0.7)]),
+    "languages": lambda: plot.languages({"accuracy alone": RUN, "with language": RUN}),
+    "over_reward": lambda: plot.over_reward(
+        [0.5, 1, 1.5], [1, 2, 1], 2, {"paid": [0.1, 0.9], "liking": [0.2, -3.0], "length": [5.0, 20.0]}
+    ),
+    "ballot": lambda: plot.ballot({"081": 3, "你": 1}, "081", [(1, 0.5), (4, 0.7)], 4, 0.5),
+    "ballot where nothing was said": lambda: plot.ballot({}, "081", [(1, 0.5), (4, 0.7)], 1, 0.5),
+    "students": lambda: plot.students(
+        {"distilled": {"spoken": [0.9, 0.8], "judge": [0.5, 0.6]}, "RL": {"spoken": [0.3], "judge": [0.5]}}
+    ),
+        {"distilled": {"spoken": [0.9, 0.8], "judge": [0.5, 0.6]}, "RL": {"spoken": [0.3], "judge": [0.5]}}
+    ),
+}
 ROWS = {"one a row": [[(0, 9)], [(1, 11)]], "end to end": [[(0, 9), (1, 4)], [(1, 7)]]}
 DRAWINGS |= {  # 17_serving
     "token_gaps": lambda: plot.token_gaps(

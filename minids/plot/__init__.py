@@ -42,6 +42,7 @@ from minids.plot.mtp import agreement, paired_runs, shifted_sequences
 from minids.plot.network import memory_by_kind, network_lab, overlap_bars, sent_rows, token_copies
 from minids.plot.pipeline import bubble_by_chunks, pair_lanes, pipeline_costs, pipeline_player, pipeline_schedule
 from minids.plot.pretrain import live_run, race, schedule, spike
+from minids.plot.r1 import ballot, languages, over_reward, recipe, students
 from minids.plot.scoreboard import paired_results
 from minids.plot.serving import expert_replicas, goodput, slots_over_time, token_gaps, two_batches
 from minids.plot.sft import cold_starts, token_masks
@@ -52,15 +53,15 @@ from minids.plot.treemap import treemap
 
 __all__ = [
     "COLOURS", "LINES", "Picture", "accumulation_error", "after_the_cut", "agreement", "anatomy", "angles_seen",
-    "axes", "balance_cost", "balance_curves", "bent_frequencies", "bubble_by_chunks", "by_depth", "bytes_per_token",
-    "cache_bytes", "cache_of_models", "clipping", "cold_starts", "conversions", "curves", "decode_cost",
-    "dispatch_times", "documents_in_rows", "domain_pair", "draft_cycles", "draft_speed", "expert_replicas",
-    "experts_of_tokens", "flow", "goodput", "kept_by_depth", "label", "live_run", "load_maps", "loss_runs",
-    "low_rank", "machine", "mask_corners", "memory_by_kind", "merge_wall", "needle_maps", "network_lab",
-    "next_tokens", "node_traffic", "numbers_per_token", "outlier_map", "overlap_bars", "pair_lanes", "paired_results",
-    "paired_runs", "pipeline_costs", "pipeline_player", "pipeline_schedule", "quality_by_cache", "race",
-    "reinforcement", "relative_load", "residual_stream", "rounding_error", "router_lab", "sampling_bars", "schedule",
-    "sent_rows", "shares", "shifted_sequences", "slots_over_time", "sorted_pairs", "spike", "step_times", "style",
-    "styled", "teams", "three_products", "token_copies", "token_gaps", "token_masks", "treemap", "tries",
-    "turning_pairs", "two_batches", "used_parameters", "what_fits",
+    "axes", "balance_cost", "balance_curves", "ballot", "bent_frequencies", "bubble_by_chunks", "by_depth",
+    "bytes_per_token", "cache_bytes", "cache_of_models", "clipping", "cold_starts", "conversions", "curves",
+    "decode_cost", "dispatch_times", "documents_in_rows", "domain_pair", "draft_cycles", "draft_speed",
+    "expert_replicas", "experts_of_tokens", "flow", "goodput", "kept_by_depth", "label", "languages", "live_run",
+    "load_maps", "loss_runs", "low_rank", "machine", "mask_corners", "memory_by_kind", "merge_wall", "needle_maps",
+    "network_lab", "next_tokens", "node_traffic", "numbers_per_token", "outlier_map", "over_reward", "overlap_bars",
+    "pair_lanes", "paired_results", "paired_runs", "pipeline_costs", "pipeline_player", "pipeline_schedule",
+    "quality_by_cache", "race", "recipe", "reinforcement", "relative_load", "residual_stream", "rounding_error",
+    "router_lab", "sampling_bars", "schedule", "sent_rows", "shares", "shifted_sequences", "slots_over_time",
+    "sorted_pairs", "spike", "step_times", "students", "style", "styled", "teams", "three_products", "token_copies",
+    "token_gaps", "token_masks", "treemap", "tries", "turning_pairs", "two_batches", "used_parameters", "what_fits",
 ]  # fmt: skip
