@@ -83,8 +83,6 @@ DRAWINGS |= {  # 15_r1
     "students": lambda: plot.students(
         {"distilled": {"spoken": [0.9, 0.8], "judge": [0.5, 0.6]}, "RL": {"spoken": [0.3], "judge": [0.5]}}
     ),
-        {"distilled": {"spoken": [0.9, 0.8], "judge": [0.5, 0.6]}, "RL": {"spoken": [0.3], "judge": [0.5]}}
-    ),
 }
 ROWS = {"one a row": [[(0, 9)], [(1, 11)]], "end to end": [[(0, 9), (1, 4)], [(1, 7)]]}
 DRAWINGS |= {  # 17_serving

@@ -34,7 +34,7 @@ def recipe(stages: Sequence[tuple[str, str, float]], restart: tuple[int, int] | 
         begin, end = (middles[i] for i in restart)
         ax.annotate("", (end, 1.02), (begin, 1.02), arrowprops={"arrowstyle": "->", "color": BLUE, "linewidth": 1.8,
                                                                 "connectionstyle": "arc3,rad=-0.25"})  # fmt: skip
-        ax.text((begin + end) / 2, 2.0, "starts again from here", ha="center", color=BLUE, fontsize=9)
+        ax.text((begin + end) / 2, 2.12, "starts again from here", ha="center", color=BLUE, fontsize=9)
     ax.set(xlim=(-0.02, 1.04), ylim=(-1.7, 2.5), title="blue: imitation, orange: reinforcement; width: time")
     ax.axis("off")
     return picture
