@@ -272,23 +272,21 @@ def test_a_body_that_is_no_json_object_is_refused(server: Background, body: byte
 
 def test_whatever_a_body_holds_it_is_read_or_refused_in_words() -> None:
     dice, deep = random.Random(0), json.loads("[" * 400 + "]" * 400)
-    values = [None, True, 0, -1, 1, 2.5, 1e999, 10**400, "", "a", "小" * 300, [], [[]], {}, ["a"], [1], {"a": 1}, deep]
-    values += [
-        [{"role": role, "content": v}] for role in ("user", "tool", 1, []) for v in ("a", [], [{"type": "text"}])
-    ]
+    values = [None, True, 0, -1, 1, 2.5, 1e999, 10**400, "", "a", "小" * 300, [], [[]], {}, ["a"], [1], {"a": 1}]
+    contents = ("a", [], [{"type": "text"}])
+    values += [deep, *([{"role": role, "content": c}] for role in ("user", "tool", 1, []) for c in contents)]
     names = [*SERVED["chat"], *SERVED["completion"], *HARMLESS, *NEUTRAL, "else", ""]
-    read_, refused = 0, set()
+    read, refused = 0, set()
     for _ in range(4000):
-        body = dice.choice([GOOD, CHAT]) | {
-            dice.choice(names): dice.choice(values) for _ in range(dice.choice([0, 1, 3]))
-        }
+        changes = {dice.choice(names): dice.choice(values) for _ in range(dice.choice([0, 1, 3]))}
+        body = dice.choice([GOOD, CHAT]) | changes
         try:
             http_params.read(json.dumps(body).encode(), dice.choice(["chat", "completion"]), Limits())
-            read_ += 1
+            read += 1
         except http_params.ApiError as error:
             assert json.dumps(error.body()) and error.status == 400
             refused.add(error.param)
-    assert read_ > 100 and len(refused) > 20
+    assert read > 100 and len(refused) > 20
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_its_length(server: Background, client: openai.OpenAI) -> None:
