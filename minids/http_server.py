@@ -39,7 +39,8 @@ from minids.http_params import ApiError, Limits
 from minids.service import Service
 
 BACKLOG = 2048  # connections that the system keeps until they are accepted
-SPARE_FILES = 64  # file descriptors for everything that is no connection
+AT_ONCE = 16  # connections accepted in one turn of the event loop: each is open for some turns before it can be counted
+SPARE_FILES = 64 + 6 * AT_ONCE  # file descriptors for everything that is no connection, or none that is counted yet
 GRACE = 5  # seconds that requests may go on after Ctrl-C
 
 
@@ -66,7 +67,7 @@ class Server(uvicorn.Server):
         limits = (limits or Limits()).check()
         config = uvicorn.Config(
             create_app(service, name, limits), http=patient(limits), ws="none", lifespan="on", loop="asyncio",
-            log_config=None, access_log=False, server_header=False, backlog=BACKLOG,
+            log_config=None, access_log=False, server_header=False, backlog=AT_ONCE,
             h11_max_incomplete_event_size=16_384, timeout_keep_alive=max(1, round(limits.idle)),
             timeout_graceful_shutdown=2 * GRACE,
         )  # fmt: skip
@@ -75,6 +76,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(BACKLOG)  # asyncio's `backlog` is both this and how many it accepts in one turn
         self.ready.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
