@@ -22,8 +22,9 @@ Notebook: 07_deepseek counts these presets; 00_start moves from tiny to v3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -251,3 +252,20 @@ def preset(name: str) -> Config:
     if key not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
     return PRESETS[key]()
+
+
+def changed(cfg: Config, changes: Sequence[str]) -> Config:
+    """`cfg` with KEY=VALUE changes, each read as the type that the field has."""
+    kinds = {f.name: type(getattr(cfg, f.name)) for f in fields(cfg)}
+    values: dict[str, Any] = {}
+    for change in changes:
+        key, _, text = change.partition("=")
+        if key not in kinds:
+            raise ValueError(f"--set takes a size of the model; got {change!r}. The sizes are {', '.join(kinds)}.")
+        try:
+            values[key] = text == "True" if kinds[key] is bool else kinds[key](text)
+        except ValueError as e:
+            raise ValueError(
+                f"--set {key} wants {kinds[key].__name__}; got {text!r}. It is {getattr(cfg, key)} now."
+            ) from e
+    return replace(cfg, **values)

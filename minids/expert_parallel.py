@@ -153,15 +153,17 @@ class ExpertParallel(nn.Module):
 
     Args:
         moe: the whole layer; gate and shared experts are used as they are, the experts here are a copy of a slice.
-        mesh: a table of processes, `grid(node=.., local=..)`.
-        once_a_node: False sends a copy for each expert straight to its process, over both links at once.
+        mesh: a table of processes, `grid(node=.., local=..)`, or such a part of a larger one.
+        once_a_node: False sends a copy for each expert straight to its process, over both links at once; the table then
+            has all processes.
     Gradients: an expert's are whole. Those of gate and shared experts are of this process's tokens: `sum_replicated`.
     """
 
     def __init__(self, moe: MoE, mesh: DeviceMesh, wires: Wires | None = None, once_a_node: bool = True):
         super().__init__()
         E, D, F_ = moe.experts.w2.shape
-        self.world, self.rank = mesh.size(), mesh.get_rank()
+        self.world = mesh.size()
+        self.rank = mesh.get_local_rank("node") * mesh["local"].size() + mesh.get_local_rank("local")  # in the table
         share = experts_each(E, self.world)
         own = slice(self.rank * share, (self.rank + 1) * share)
         self.gate, self.shared_experts = moe.gate, moe.shared_experts
@@ -170,6 +172,13 @@ class ExpertParallel(nn.Module):
             self.experts.w13.copy_(moe.experts.w13[own])
             self.experts.w2.copy_(moe.experts.w2[own])
         self.mesh, self.wires, self.once_a_node, self.meter = mesh, wires or Wires(), once_a_node, Meter()
+
+    def __deepcopy__(self, memo: dict) -> ExpertParallel:
+        """Another layer, for averages of weights; its processes are the same."""
+        memo[id(self)] = twin = self.__new__(type(self))
+        memo[id(self.mesh)] = self.mesh
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
 
     def forward(self, x: Float[Tensor, "B S D"]) -> tuple[Float[Tensor, "B S D"], Routing]:
         B, S, D = x.shape

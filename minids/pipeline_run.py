@@ -16,6 +16,9 @@ of its gradients: one all-reduce, not DDP, whose hooks fire at I and miss W.
     pipe = PipelineRank(cfg, dualpipe(4, 8), seed=0)      in each of 4 processes, torch.distributed ready
     losses = pipe.step(tokens)                            the chunks' losses; gradients are then in pipe.parameters()
 
+Several pipes may stand side by side, each with rows of its own (`minids.parallel`): the copies are then summed over all
+of them, and an expert that lies in one part of the processes over those that have it.
+
 Differs from the paper: no overlap; W goes back through the stage once more, where DeepSeek keeps what I has computed.
 Left out: the optimizer, and reading data on the ranks that need it: each gets all tokens.
 Notebook: 10_dualpipe.
@@ -23,6 +26,7 @@ Notebook: 10_dualpipe.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from itertools import accumulate
 
 import torch
@@ -31,28 +35,41 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minids.config import Config
+from minids.expert_parallel import ExpertParallel
 from minids.model import Transformer
-from minids.moe import MoE
 from minids.mtp import mtp_loss
 from minids.pipeline import Op, Schedule, violations
+from minids.processes import TIMEOUT, gathered
+from minids.router import Gate
+from minids.sharded import cut_parameters
 
 
 class Stage(nn.Module):
     """Some blocks of a model; the first stage has the embedding before them, the last one all losses behind them.
 
-    Returns (h, or the loss at the last stage; the stage's share of the balance loss, with its alpha).
+    Returns (h, or the loss at the last stage; the stage's share of the balance loss, with its alpha). `sums` and `load`
+    add up what has passed since `begin`: [main, MTP, balance loss], and the tokens of each expert of the stage's gates.
     """
 
     def __init__(self, model: Transformer, blocks: range, alpha: float, lam: float):
         super().__init__()
-        cfg, self.lam = model.cfg, lam
+        cfg = model.cfg
         self.first, self.last = blocks.start == 0, blocks.stop == cfg.n_layers
         self.layers = nn.ModuleList(model.layers[i] for i in blocks)
         self.embed = model.embed if self.first or (self.last and cfg.n_mtp_modules) else None
         self.norm, self.head, self.mtp = (model.norm, model.head, model.mtp) if self.last else (None, None, None)
         self.freqs_cis: Tensor
         self.register_buffer("freqs_cis", model.freqs_cis, persistent=False)
-        self.alpha = alpha / max(sum(isinstance(m, MoE) for m in model.modules()), 1)  # the mean over all MoE layers
+        self.alpha, self.gates_in_all = alpha, max(len(model.gates()), 1)
+        self.begin(lam)
+
+    def begin(self, lam: float) -> None:
+        """Count from nothing, with this weight of the MTP loss."""
+        self.lam, self.sums, self.load = lam, torch.zeros(3, dtype=torch.float64), torch.zeros((), dtype=torch.long)
+
+    def gates(self) -> list[Gate]:
+        """In the order of the rows of `load`."""
+        return [m for m in self.modules() if isinstance(m, Gate)]
 
     def forward(self, x: Tensor | None, tokens: Int[Tensor, "B S1"]) -> tuple[Tensor, Tensor]:
         inputs, routings = tokens[:, :-1], []
@@ -65,8 +82,14 @@ class Stage(nn.Module):
         if self.last:
             h, more = self._losses(h, tokens, angles)
             routings += more
-        balance = [r.balance for r in routings if r is not None]
-        return h, self.alpha * sum(balance, h.new_zeros(()))
+        routings = [r for r in routings if r is not None]
+        balance = (
+            sum((r.balance for r in routings), h.new_zeros(())) / self.gates_in_all
+        )  # the mean over all MoE layers
+        if routings:
+            self.load = self.load + torch.stack([r.load for r in routings])
+        self.sums[2] += balance.detach()
+        return h, self.alpha * balance
 
     def _losses(self, h: Float[Tensor, "B S D"], tokens: Int[Tensor, "B S1"], angles: Tensor) -> tuple[Tensor, list]:
         norm, head, mtp, embed = self.norm, self.head, self.mtp, self.embed
@@ -77,9 +100,11 @@ class Stage(nn.Module):
 
         h, targets = norm(h), tokens[:, 1:]
         loss = head_loss(h, targets) / targets.numel()
+        self.sums[0] += loss.detach()
         if embed is None:  # no MTP module
             return loss, []
         second, routings = mtp_loss(mtp, h, tokens, embed, head_loss, angles)
+        self.sums[1] += second.detach()
         return loss + self.lam * second, routings
 
 
@@ -91,32 +116,54 @@ def blocks_of(n_layers: int, stages: int) -> list[range]:
     return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
+def _leave(model: Transformer, modules: set[nn.Module]) -> None:
+    """Take from a whole model all parts that are not among these. What is left keeps its name."""
+    for i, block in enumerate(model.layers):
+        if block not in modules:
+            setattr(model.layers, str(i), None)
+    for name in ("embed", "norm", "head", "mtp"):
+        if getattr(model, name) not in modules:
+            setattr(model, name, None)
+
+
 class PipelineRank(nn.Module):
     """One rank's stages and its row of a schedule. Make it in every process of a group of `schedule.ranks`.
 
     Args:
         seed: of the weights; the same model whatever the schedule and the number of ranks.
         alpha, lam: the weights of balance loss and MTP loss.
+        model: a whole model instead, its experts cut or not (`sharded.spread`). It loses what is not this rank's.
+        group: the processes of this pipe; None for all there are.
+        pipes: how many stand side by side.
 
     Raises: ValueError for a schedule that breaks a rule, and for one that is made for another number of processes.
     """
 
-    def __init__(self, cfg: Config, schedule: Schedule, seed: int = 0, alpha: float = 1e-4, lam: float = 0.3):
+    def __init__(
+        self, cfg: Config, schedule: Schedule, seed: int = 0, alpha: float = 1e-4, lam: float = 0.3,
+        model: Transformer | None = None, group: dist.ProcessGroup | None = None, pipes: int = 1,
+    ):  # fmt: skip
         super().__init__()
         if problems := violations(schedule):
             raise ValueError(f"a schedule must be lawful; {problems[0]}.")
-        if schedule.ranks != dist.get_world_size():
+        if schedule.ranks != dist.get_world_size(group):
             raise ValueError(
-                f"a schedule has a row for each process; got {schedule.ranks} for {dist.get_world_size()}. "
+                f"a schedule has a row for each process; got {schedule.ranks} for {dist.get_world_size(group)}. "
                 f"Start {schedule.ranks} processes."
             )
-        self.schedule, self.rank, self.dim = schedule, dist.get_rank(), cfg.dim
-        model = Transformer(cfg, torch.Generator().manual_seed(seed))
+        self.schedule, self.rank, self.dim = schedule, dist.get_rank(group), cfg.dim
+        self.group, self.pipes = group, pipes
+        model = model or Transformer(cfg, torch.Generator().manual_seed(seed))
         blocks = blocks_of(cfg.n_layers, schedule.stages)
         mine = sorted({schedule.stage(self.rank, d) for d in range(schedule.copies)})
         self.stages = nn.ModuleDict({str(s): Stage(model, blocks[s], alpha, lam) for s in mine})
         self.names = {id(p): name for name, p in model.named_parameters()}
-        self._groups = self._copies()
+        cut = {id(p) for p in cut_parameters(model).values()}
+        _leave(model, set(self.stages.modules()))
+        # of an expert's tensor every process has the part of its place: not the same thing under the same name
+        place = next((m.rank for m in model.modules() if isinstance(m, ExpertParallel)), 0)
+        parts = {name: f"{name} {place}" if id(p) in cut else name for name, p in self.named().items()}
+        self.members, self._groups = self._copies(parts)
         self._reset()
 
     def named(self) -> dict[str, nn.Parameter]:
@@ -178,8 +225,8 @@ class PipelineRank(nn.Module):
         return self.schedule.stage(self.rank, op.direction), self._kept.pop((op.direction, op.chunk))
 
     def _gradients(self, op: Op, s: int, h: Tensor) -> list[Tensor]:
-        """Of the stage's output and of its balance loss; the objective is the mean over the micro-batches."""
-        share = h.new_tensor(1 / self.schedule.micro_batches)
+        """Of the stage's output and of its balance loss; the objective is the mean over all micro-batches."""
+        share = h.new_tensor(1 / (self.schedule.micro_batches * self.pipes))
         if s == self.schedule.stages - 1:
             return [share, share]
         return [self._receive("I", op, s + 1, h.shape), share]
@@ -207,7 +254,7 @@ class PipelineRank(nn.Module):
         if target == self.rank:  # the turn of a V
             self._here[tag] = value
         else:
-            sent = dist.isend(value, target, tag=tag)
+            sent = dist.isend(value, group=self.group, group_dst=target, tag=tag)
             assert sent is not None
             self._sent.append((sent, value))  # the tensor lives until it has arrived
 
@@ -216,30 +263,36 @@ class PipelineRank(nn.Module):
         if source == self.rank:
             return self._here.pop(tag)
         value = torch.empty(shape)
-        dist.recv(value, source, tag=tag)
+        dist.recv(value, group=self.group, group_src=source, tag=tag)
         return value
 
     # --- parameters that lie on several ranks
 
-    def _copies(self) -> dict[str, dist.ProcessGroup]:
-        """A group for each parameter that several ranks hold; all ranks make all groups, in the same order."""
-        everyone: list = [None] * self.schedule.ranks
-        dist.all_gather_object(everyone, sorted(self.named()))
+    def _copies(
+        self, parts: dict[str, str]
+    ) -> tuple[dict[str, tuple[int, ...]], dict[tuple[int, ...], dist.ProcessGroup]]:
+        """(the processes that hold each parameter; a group for each set of several that this process is in)."""
         owners: dict[str, list[int]] = {}
-        for rank, names in enumerate(everyone):
-            for name in names:
-                owners.setdefault(name, []).append(rank)
-        shared = {name: tuple(ranks) for name, ranks in sorted(owners.items()) if len(ranks) > 1}
-        made: dict = {ranks: dist.new_group(list(ranks)) for ranks in sorted(set(shared.values()))}
-        return {name: made[ranks] for name, ranks in shared.items() if self.rank in ranks}
+        for process, held in enumerate(gathered(sorted(parts.values()))):
+            for part in held:
+                owners.setdefault(part, []).append(process)
+        members = {name: tuple(owners[part]) for name, part in parts.items()}
+        wait, groups = timedelta(seconds=TIMEOUT), {}
+        for several in sorted({tuple(o) for o in owners.values() if len(o) > 1}):  # all make all, in the same order
+            made = dist.new_group(list(several), timeout=wait)
+            if several in members.values():
+                groups[several] = made
+        return members, groups
 
     def sum_copies(self) -> None:
-        """Add up the gradients of every parameter that lies on several ranks; `step` does it at its end."""
-        named = self.named()
-        for name, group in self._groups.items():
-            p = named[name]
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            dist.all_reduce(p.grad, group=group)
+        """Add up the gradients of every parameter that lies in several processes; `step` does it at its end."""
+        for members, group in self._groups.items():
+            params = [p for name, p in self.named().items() if self.members[name] == members]
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            flat = torch.cat([g.flatten() for g in grads])  # one message, not one for each
+            dist.all_reduce(flat, group=group)
+            for p, g in zip(params, flat.split([p.numel() for p in params]), strict=True):
+                p.grad = g.view_as(p)
 
     def _reset(self) -> None:
         self._kept: dict[tuple[int, int], tuple] = {}

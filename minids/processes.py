@@ -1,7 +1,7 @@
 """Several processes that work as one: start them, let each know its rank, join them into groups, collect what they say.
 
-Not in the paper: the ground that 10_dualpipe and 11_expert_parallel stand on. Everything is `torch.distributed`; on a
-processor the processes talk by gloo, on GPUs by NCCL.
+Not in the paper: the ground that 10_dualpipe and 11_expert_parallel stand on. Everything is `torch.distributed`;
+tensors on a processor travel by gloo, those on GPUs by NCCL.
 
     launch(work, 4, x)            starts 4 processes, each calls work(x); returns their 4 results in order of rank
     grid(node=2, local=2)         the ranks as a table with a group for each row and each column
@@ -15,6 +15,7 @@ Notebook: 11_expert_parallel.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -59,7 +60,7 @@ def join(
     """Make this process one of `world` that meet at a file; without arguments, one of those that torchrun started."""
     wait = timedelta(seconds=timeout)
     if rank is None or world is None or meeting is None:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=wait)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=wait)
         return
     store = dist.FileStore(str(meeting), world)
     store.set_timeout(wait)
@@ -67,23 +68,23 @@ def join(
 
 
 def grid(timeout: float = TIMEOUT, device: str = "cpu", **sizes: int) -> DeviceMesh:
-    """The ranks as a table, `grid(node=2, local=4)`: rank 5 is the second GPU of node 1.
+    """The ranks as a table, `grid(node=2, local=4)`: rank 5 is the second GPU of node 1. Or as one of more dimensions.
 
-    A mesh of two named dimensions; its groups give up after `timeout` seconds. ValueError unless the sizes multiply to
-    the number of processes.
+    A mesh of named dimensions; its groups give up after `timeout` seconds. ValueError unless the sizes multiply to the
+    number of processes.
     """
-    (first, rows), (second, columns) = sizes.items()
-    world = dist.get_world_size()
-    if rows < 1 or columns < 1 or rows * columns != world:
+    world, product = dist.get_world_size(), math.prod(sizes.values())
+    if min(sizes.values()) < 1 or product != world:
         raise ValueError(
-            f"{first} x {second} is the number of processes; got {rows} x {columns} for {world}. "
-            f"Start {rows * columns} processes, or change one of the two."
+            f"{' x '.join(sizes)} is the number of processes; got {' x '.join(map(str, sizes.values()))} for {world}. "
+            f"Start {product} processes, or change one of the {'two' if len(sizes) == 2 else 'sizes'}."
         )
-    ranks, wait = torch.arange(world).view(rows, columns), timedelta(seconds=timeout)
-    across, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=wait)
-    within, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=wait)
-    groups: Any = [across, within]  # every rank is in one of each: neither is None
-    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=(first, second))
+    ranks, groups = torch.arange(world).view(*sizes.values()), []
+    for axis, size in enumerate(sizes.values()):
+        lines = ranks.movedim(axis, -1).reshape(-1, size).tolist()
+        group, _ = dist.new_subgroups_by_enumeration(lines, timeout=timedelta(seconds=timeout))
+        groups.append(group)  # every rank is in one of each
+    return DeviceMesh.from_group(groups, device, mesh=ranks, mesh_dim_names=tuple(sizes))
 
 
 def gathered(result: Any) -> list[Any]:

@@ -19,8 +19,9 @@ Notebook: 08_pretrain.
 
 from __future__ import annotations
 
+import argparse
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from minids.corpus import FIM_RATE
@@ -28,6 +29,31 @@ from minids.optim import BatchRamp, LRSchedule
 
 # fields that may differ when a run goes on: they do not touch the weights
 FREE = ("save_seconds", "save_every", "keep", "eval_every", "eval_rows", "export")
+
+# what the options of the command line say
+HELP = {
+    "steps": "how many steps; or --minutes",
+    "minutes": "how long; 10 when neither is given",
+    "batch_size": "sequences a step",
+    "micro_batch": "sequences computed at once, the rest is accumulated; 0: all",
+    "seq_len": "tokens a sequence",
+    "lr": "peak learning rate",
+    "warmup_steps": "steps until the peak",
+    "weight_decay": "of AdamW",
+    "grad_clip": "largest gradient norm",
+    "moments": "AdamW's moments: fp32 or the paper's bf16",
+    "precision": "fp32; fp8, emulated; or bf16 on a GPU",
+    "gamma": "step of the balancing bias",
+    "balance_alpha": "weight of the sequence-wise balance loss",
+    "ema_decay": "of the average of the weights; 0: none",
+    "export": "what the finished model is: model or ema",
+    "seed": "of weights and data",
+    "fim_rate": "share of documents rewritten to fill in the middle",
+    "corpus": "a text file of yours, mixed in",
+    "eval_every": "steps between evaluations; 0: never",
+    "save_seconds": "seconds between checkpoints",
+    "keep": "checkpoints kept",
+}
 
 
 @dataclass(frozen=True)
@@ -142,3 +168,28 @@ class Plan:
     def expected(self, done: int, elapsed: float) -> int:
         """The number of all steps as far as one can tell."""
         return self.total or max(done, int(done * self.seconds / max(elapsed, 1e-9)))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """An option for each setting that `HELP` explains, and the shares of the domains."""
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    for name, text in HELP.items():
+        kind = float if name == "minutes" else str if defaults[name] is None else type(defaults[name])
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=defaults[name], help=text)
+    parser.add_argument("--weights", type=_weights, help="shares of the domains, for instance en=0.5,code=0.5")
+
+
+def from_options(args: argparse.Namespace) -> TrainConfig:
+    """The settings that were given; ten minutes where neither steps nor minutes were."""
+    given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
+    if not given.get("steps") and not given.get("minutes"):
+        given["minutes"] = 10
+    return TrainConfig(**given)
+
+
+def _weights(text: str) -> dict[str, float]:
+    """en=0.5,code=0.5"""
+    try:
+        return {name: float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"shares are written en=0.5,code=0.5; got {text!r}") from None

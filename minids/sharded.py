@@ -11,6 +11,8 @@ Paper: DeepSeek-V3 section 3.2 (experts over ranks, data parallelism with ZeRO-1
 
 `torchrun --nproc-per-node 4 -m minids.sharded --steps 100` trains the tiny model on four processes.
 
+What torch takes a second to import is imported where it is used: `minids train` imports this file too.
+
 Atomic as `checkpoint` is: the files are written under a name that ends in `.tmp`; when all processes have finished, one
 renames the directory.
 
@@ -24,15 +26,14 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from minids import checkpoint
 from minids.config import tiny
@@ -44,10 +45,6 @@ from minids.optim import AdamW, parameter_groups
 from minids.processes import grid, join, launch
 from minids.recipe import TrainConfig
 from minids.tokenizer import default_tokenizer
-
-with warnings.catch_warnings():  # torch compiles old TorchScript when this is imported, which it warns of
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
 def spread(model: nn.Module, mesh: DeviceMesh, wires: Wires | None = None) -> None:
@@ -74,17 +71,32 @@ def sum_gradients(model: nn.Module) -> None:
 
 
 def optimizers(
-    model: nn.Module, kind: type[torch.optim.Optimizer], weight_decay: float = 0.1, **options: Any
-) -> list[torch.optim.Optimizer]:
-    """[of the experts here, of the copies]: the second keeps moments for its share and hands out the new weights."""
+    model: nn.Module, kind: type[torch.optim.Optimizer], weight_decay: float = 0.1,
+    group: dist.ProcessGroup | None = None, **options: Any,
+) -> list[torch.optim.Optimizer]:  # fmt: skip
+    """[of the experts here, if any; of the copies]: the last keeps moments for its share and hands out new weights.
+
+    The copies are in all processes of `group`, by default in all there are.
+    """
+    with warnings.catch_warnings():  # torch compiles old TorchScript when this is imported, which it warns of
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.distributed.optim import ZeroRedundancyOptimizer
     own = {id(p) for p in cut_parameters(model).values()}
     groups = parameter_groups(model, weight_decay)
     cut, copied = (
         [{**g, "params": [p for p in g["params"] if (id(p) in own) == here]} for g in groups] for here in (True, False)
     )
-    shared_out = ZeroRedundancyOptimizer(copied[0]["params"], kind, **options, weight_decay=weight_decay)
+    shared_out = ZeroRedundancyOptimizer(
+        copied[0]["params"], kind, process_group=group, **options, weight_decay=weight_decay
+    )
     shared_out.add_param_group(copied[1])
-    return [kind([g for g in cut if g["params"]], **options), shared_out]
+    here = [g for g in cut if g["params"]]  # a stage of dense layers has none
+    return [*([kind(here, **options)] if here else []), shared_out]
+
+
+def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What keeps the moments here: ZeRO's optimizer has one for this process's share."""
+    return getattr(optimizer, "optim", optimizer)
 
 
 def moments(model: nn.Module, of: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -92,14 +104,15 @@ def moments(model: nn.Module, of: list[torch.optim.Optimizer]) -> dict[str, Tens
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     kept: dict[str, Tensor] = {}
     for optimizer in of:
-        here = optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
-        for p, state in here.state.items():
+        for p, state in inner(optimizer).state.items():
             kept |= {f"{names[p]}:{key}": value for key, value in state.items()}
     return kept
 
 
 def tensors(model: nn.Module, of: list[torch.optim.Optimizer] | None = None) -> dict[str, Tensor]:
     """Everything that a checkpoint holds: weights, buffers and moments; slices know where they belong."""
+    from torch.distributed.tensor import DTensor, Shard
+
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ExpertParallel)}
     found = {**model.state_dict(), **moments(model, of or [])}
     for name, layer in layers.items():
@@ -111,6 +124,8 @@ def tensors(model: nn.Module, of: list[torch.optim.Optimizer] | None = None) -> 
 
 def save(run: str | Path, step: int, state: dict[str, Tensor], keep: int = 2) -> Path:
     """Write `run/step-...` from all processes and delete all but the last `keep`. Returns its path."""
+    import torch.distributed.checkpoint as dcp
+
     path = Path(run) / f"step-{step:08d}"
     tmp, first = path.with_name(path.name + checkpoint.TMP), dist.get_rank() == 0
     if first:
@@ -136,20 +151,26 @@ def _out_of_sight(path: Path) -> None:
 
 def load(path: str | Path, state: dict[str, Tensor]) -> None:
     """Fill the tensors of `state`, in place, from a checkpoint of any number of processes, in one or in several."""
+    import torch.distributed.checkpoint as dcp
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process: so it is meant
         dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
 
 
-def clip(model: nn.Module, most: float) -> float:
-    """Scale all gradients so that their norm over all processes is at most `most`. Returns the norm before."""
-    own = {id(p) for p in cut_parameters(model).values()}
-    grads = [(p.grad, id(p) in own) for p in model.parameters() if p.grad is not None]
-    here = torch.stack([g.square().sum() for g, cut in grads if cut] or [torch.zeros(())]).sum()
-    dist.all_reduce(here)  # experts are in parts, the rest is the same everywhere
-    norm = (here + torch.stack([g.square().sum() for g, cut in grads if not cut]).sum()).sqrt().item()
+def clip(model: nn.Module, most: float, holders: Mapping[str, int] | None = None) -> float:
+    """Scale all gradients so that their norm over all processes is at most `most`. Returns the norm before.
+
+    `holders`: how many processes hold each parameter; by default 1 for experts, all for the rest.
+    """
+    own, world = cut_parameters(model), dist.get_world_size()
+    held = holders or {name: 1 if name in own else world for name, _ in model.named_parameters()}
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    square = torch.stack([g.square().sum() / held[name] for name, g in grads.items()]).sum()  # a copy counts in part
+    dist.all_reduce(square)
+    norm = square.sqrt().item()
     scale = most / (norm + 1e-6)  # as torch's clip_grad_norm_
-    for g, _ in grads if scale < 1 else ():
+    for g in grads.values() if scale < 1 else ():
         g.mul_(scale)
     return norm
 

@@ -1,56 +1,50 @@
 """Pre-training: the loop that turns tokens into a model, by steps or by minutes, and survives being killed.
 
-Paper: DeepSeek-V3 section 4.2 (hyper-parameters), 2.1.2 (balancing), 2.2 (the MTP loss in the sum).
+Paper: DeepSeek-V3 section 4.2; a step is in `minids.run`, all numbers are in `recipe.TrainConfig`.
 
-    a step   loss = main + lambda mtp + alpha balance, over all micro-batches     `Run.backward`
-             gradients clipped to norm 1; AdamW at the schedule's rate            `Run.advance`
-             each gate's bias moves by gamma, from the load of the whole batch
-             the average of the weights follows
+    train(tiny(), TrainConfig(minutes=10), "runs/mine")                  in this process
+    python -m minids.train --pp 2 --ep 2 --minutes 3 --out runs/mine     the same run over four (`minids.parallel`)
+    torchrun --nproc-per-node 4 -m minids.train --pp 2 --ep 2 ..         the same, started by torchrun
 
-All numbers are in `recipe.TrainConfig`. A checkpoint holds all that a step reads, so a run that was killed ends with
-the same bits as one that was not (same machine, same number of threads).
+A run directory does not tell how many processes wrote it: each of these commands goes on with it.
 
 Differs from the paper: nothing but the numbers (`recipe`).
-Left out: more than one process, rolling back after a bad step (V3 never needed it).
-Notebook: 08_pretrain.
+Left out: rolling back after a bad step (V3 never needed it).
+Notebook: 08_pretrain; 10_dualpipe and 11_expert_parallel for several processes.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import math
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException
 from tqdm.auto import tqdm
 
 from minids import checkpoint
-from minids.config import Config
-from minids.corpus import DOMAINS, Mixture, Packed, eval_rows
-from minids.fp8_layers import convert
-from minids.layers import head_loss
+from minids.config import PRESETS, Config, changed, preset
+from minids.corpus import Mixture, Packed
+from minids.costs import params
+from minids.dualpipe import SCHEDULES
 from minids.model import Transformer
-from minids.optim import averaged, make_optimizer
-from minids.recipe import Plan, TrainConfig
-from minids.router import max_violation
+from minids.parallel import Layout, ParallelRun, in_turn
+from minids.processes import join, launch
+from minids.recipe import TrainConfig, add_options, from_options
+from minids.run import Data, Run, bits_per_byte, evaluate
 from minids.tokenizer import Tokenizer, default_tokenizer
 
-
-@runtime_checkable
-class Data(Protocol):
-    """Where batches come from: `minids.corpus.Packed`, or anything alike."""
-
-    def batch(self, batch_size: int) -> Tensor: ...  # [B S+1]
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+__all__ = ["Data", "Result", "Run", "TrainConfig", "bits_per_byte", "evaluate", "patient_ctrl_c", "train"]
+MOST_PARAMS = 1_000_000_000  # what a command takes on: 16 bytes each with gradient and moments
 
 
 @dataclass
@@ -88,244 +82,75 @@ def train(
     ValueError where `out` holds a run of other settings or something else: nothing in it is touched.
     """
     out = None if out is None else Path(out)
+    data, tokenizer = _opened(model_cfg, train_cfg, out, tokenizer, resume, data)
+    run = Run(model_cfg, train_cfg, data, torch.device(device), clock, tokenizer)
+    return _drive(run, out, on_step, progress)
+
+
+def train_together(
+    model_cfg: Config,
+    train_cfg: TrainConfig,
+    layout: Layout,
+    out: str | Path | None = None,
+    on_step: Callable[[dict[str, Any]], Any] | None = None,
+    progress: bool = True,
+    data: Data | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Result:
+    """`train` in each of the processes of a layout: the same run, with process 0 to show and write it.
+
+    The result's model is this process's part. ValueError, in all of them, where `train` raises it or the layout does.
+    """
+    layout.check(model_cfg, train_cfg, dist.get_world_size())
+    out = None if out is None else Path(out)
+    # process 0 makes the directory, then the others find it
+    data, tokenizer = in_turn(lambda: _opened(model_cfg, train_cfg, out, None, True, data))
+    run = ParallelRun(layout, model_cfg, train_cfg, data, torch.device("cpu"), clock, tokenizer)
+    return _drive(run, out, on_step, progress and dist.get_rank() == 0)
+
+
+def _opened(
+    model_cfg: Config, c: TrainConfig, out: Path | None, tokenizer: Tokenizer | None, resume: bool, data: Data | None
+) -> tuple[Data, Tokenizer | None]:
+    """The directory made or checked, and the data and tokenizer of a run."""
     if data is None:
-        Mixture("train", train_cfg.weights, train_cfg.seed, train_cfg.corpus)  # a bad corpus fails before `out` is made
+        Mixture("train", c.weights, c.seed, c.corpus)  # a bad corpus fails before `out` is made
     if data is None and tokenizer is None and not (out and (out / checkpoint.TOKENIZER).is_file()):
         tokenizer = default_tokenizer()
     if out is not None:
-        tokenizer = checkpoint.open_run(out, model_cfg, train_cfg.binding, tokenizer, resume)
+        tokenizer = checkpoint.open_run(out, model_cfg, c.binding, tokenizer, resume)
     if data is None and tokenizer is not None:
-        c = train_cfg
         data = Packed(tokenizer, c.seq_len, "train", c.weights, c.seed, c.fim_rate, c.corpus)
     assert data is not None
-    run = Run(model_cfg, train_cfg, data, torch.device(device), clock, tokenizer)
+    return data, tokenizer
+
+
+def _drive(run: Run, out: Path | None, on_step: Callable[[dict[str, Any]], Any] | None, progress: bool) -> Result:
     if out is not None:
         run.resume(out)
     with patient_ctrl_c() as pressed, _bar(run, progress) as bar:
-        while not run.done and not pressed:
+        while not run.done and not run.agreed(bool(pressed)):
             record = run.advance()
             bar(record)
             if on_step:
                 on_step(record)
             if out is not None and run.save_due():
                 run.save(out)
-    return _finish(run, out, bool(pressed))
+    return _finish(run, out)
 
 
-def _finish(run: Run, out: Path | None, stopped: bool) -> Result:
+def _finish(run: Run, out: Path | None) -> Result:
     if out is not None:
         if run.saved != run.step:
             run.save(out)
         if run.done:
-            checkpoint.save_model(out, run.exported(), run.tokenizer)
-    if stopped and not run.done:
+            run.publish(out)
+    if not run.done and run.first:
         where = f"saved in {out}; start the same command again to go on" if out else "not saved: it had no directory"
         print(f"\nStopped after step {run.step}, {where}.")
     return Result(
         run.model, run.average, run.tokenizer, run.history, run.step, run.plan.total, run.elapsed, run.done, out
     )
-
-
-class Run:
-    """All that training changes: weights, average, moments, data position, plan, history. `advance` is one step."""
-
-    def __init__(
-        self,
-        model_cfg: Config,
-        cfg: TrainConfig,
-        data: Data,
-        device: torch.device,
-        clock: Callable[[], float],
-        tokenizer: Tokenizer | None = None,
-    ):
-        self.cfg, self.data, self.device, self.clock, self.tokenizer = cfg, data, device, clock, tokenizer
-        self.model = Transformer(model_cfg, torch.Generator().manual_seed(cfg.seed)).to(device)
-        if cfg.precision == "fp8":
-            convert(self.model)
-        self.optimizer = make_optimizer(self.model, cfg.lr, cfg.weight_decay, cfg.betas, moments=cfg.moments)
-        self.ema = averaged(self.model, cfg.ema_decay) if cfg.ema_decay else None
-        self.plan = Plan(cfg.steps, 60.0 * cfg.minutes, cfg.decay_start)
-        self.step, self.saved, self.tokens, self.history = 0, 0, 0, []
-        self.started = self.saved_at = clock()
-        self.named = dict(self.model.named_parameters())
-        self.load = torch.zeros(0, 0, dtype=torch.long)  # [L_moe E] of the last step, for whoever watches
-
-    @property
-    def done(self) -> bool:
-        return 0 < self.plan.total <= self.step
-
-    @property
-    def elapsed(self) -> float:
-        return self.clock() - self.started
-
-    @property
-    def average(self) -> Transformer | None:
-        return None if self.ema is None else self.ema.module  # type: ignore[return-value]
-
-    def exported(self) -> Transformer:
-        """The model that the run is for: the last weights or their average."""
-        return self.average if self.cfg.export == "ema" and self.average is not None else self.model
-
-    def advance(self) -> dict[str, Any]:
-        """One step of the optimizer. Returns its record."""
-        begin, cfg, share = self.elapsed, self.cfg, self.plan.share(self.step)
-        lr = cfg.schedule.at(self.step + 1, share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        tokens = self.data.batch(cfg.ramp.at(self.tokens)).to(self.device)
-        record, load = self.backward(tokens, cfg.mtp_lambda[share >= cfg.decay_start])
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), cfg.grad_clip).item()
-        if not math.isfinite(record["loss"] + norm):
-            raise FloatingPointError(
-                f"loss {record['loss']:.3g}, gradient norm {norm:.3g} in step {self.step + 1}: training has diverged. "
-                "Start again in another directory with a lower lr, or a longer warm-up."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # balancing without a loss: only now, so that the batch never sees its own load
-        for gate, row in zip(self.model.gates(), load, strict=True):
-            gate.update_bias(row, cfg.gamma if share < cfg.gamma_off else 0.0)
-        self.load = load
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
-        self.step += 1
-        self.tokens += tokens[:, 1:].numel()
-        record |= {"lr": lr, "grad_norm": norm, "max_vio": max_violation(load).tolist() if len(load) else []}
-        return self._log(record, tokens[:, 1:].numel(), begin)
-
-    def backward(self, tokens: Int[Tensor, "B S1"], mtp_lambda: float) -> tuple[dict[str, Any], Tensor]:
-        """Gradients of a batch, one micro-batch after the other. Returns (its mean losses, the load of it all)."""
-        sums, load = torch.zeros(4), torch.zeros((), dtype=torch.long, device=self.device)
-        for part in tokens.split(self.cfg.micro_batch or len(tokens)):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
-                losses = self.model.losses(part)
-                # L = L_main + lambda L_MTP + alpha L_Bal
-                loss = losses.main + mtp_lambda * losses.mtp + self.cfg.balance_alpha * losses.balance
-            weight = len(part) / len(tokens)
-            (loss * weight).backward()
-            sums += weight * torch.stack([loss, losses.main, losses.mtp, losses.balance]).detach().float().cpu()
-            load = load + losses.load
-        return dict(zip(("loss", "main", "mtp", "balance"), sums.tolist(), strict=True)), load
-
-    def _log(self, record: dict[str, Any], n: int, begin: float) -> dict[str, Any]:
-        seconds = self.elapsed
-        record |= {"step": self.step, "tokens": self.tokens, "seconds": seconds}
-        record["tokens_per_second"] = n / max(seconds - begin, 1e-9)
-        if self.plan.fix(self.step, seconds):
-            self.saved_at = -math.inf  # save now: from here on the run is determined
-        if self.cfg.eval_every and (self.step % self.cfg.eval_every == 0 or self.done):
-            record["bits_per_byte"] = self.evaluate()
-            self.started += self.elapsed - seconds  # evaluating is not training
-        self.history.append(record)
-        return record
-
-    def evaluate(self) -> dict[str, float]:
-        """Bits per byte of each domain, of what would be exported now."""
-        if self.tokenizer is None:
-            return {}
-        cfg = self.cfg
-        domains = cfg.weights or (DOMAINS if cfg.corpus is None else (*DOMAINS, "file"))
-        return evaluate(self.exported(), self.tokenizer, cfg.seq_len, cfg.eval_rows, tuple(domains), cfg.corpus)
-
-    # what is saved
-
-    def save_due(self) -> bool:
-        """Is a checkpoint due? Always at the step that fixed the plan: from there the run is determined."""
-        by_steps = self.cfg.save_every and self.step % self.cfg.save_every == 0
-        return bool(by_steps or self.clock() - self.saved_at >= self.cfg.save_seconds)
-
-    def save(self, out: Path) -> Path:
-        """Write a checkpoint of everything that the next step reads."""
-        path = checkpoint.save(out, self.step, self.tensors(), self.state(), self.cfg.keep)
-        self.saved, self.saved_at = self.step, self.clock()
-        return path
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, average, moments and random state by name."""
-        found = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        if self.average is not None:
-            found |= {f"ema.{name}": t for name, t in self.average.state_dict().items()}
-        for name, p in self.named.items():
-            found |= {f"optim.{key}.{name}": t for key, t in self.optimizer.state[p].items()}
-        found |= {f"data.{key}": v for key, v in self.data.state_dict().items() if isinstance(v, Tensor)}
-        return found | {f"rng.{kind}": t for kind, t in _random_state(self.device).items()}
-
-    def state(self) -> dict[str, Any]:
-        """What is not a tensor."""
-        return {
-            "model": asdict(self.model.cfg),
-            "train": self.cfg.binding,
-            "export": self.cfg.export,
-            "step": self.step,
-            "total_steps": self.plan.total,
-            "tokens": self.tokens,
-            "seconds": self.elapsed,
-            "data": {key: v for key, v in self.data.state_dict().items() if not isinstance(v, Tensor)},
-            "history": self.history,
-        }
-
-    def resume(self, out: Path) -> bool:
-        """Take up the last checkpoint of `out`, if there is one."""
-        path = checkpoint.latest(out)
-        if path is None:
-            return False
-        tensors, state = checkpoint.load(path, {"model": asdict(self.model.cfg), "train": self.cfg.binding})
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}, "data": {}, "rng": {}}
-        for name, t in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = t
-        self.model.load_state_dict(parts["model"])
-        if self.ema is not None and self.average is not None:
-            self.average.load_state_dict(parts["ema"])
-            self.ema.n_averaged.fill_(state["step"])
-        for name, t in parts["optim"].items():
-            key, parameter = name.split(".", 1)
-            p = self.named[parameter]
-            self.optimizer.state[p][key] = t.to(p.device)
-        _set_random_state(parts["rng"], self.device)
-        self.data.load_state_dict(state["data"] | parts["data"])
-        self.step = self.saved = state["step"]
-        self.plan.total, self.tokens = state["total_steps"], state["tokens"]
-        self.history = state["history"]
-        self.started = self.clock() - state["seconds"]
-        return True
-
-
-def evaluate(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    seq_len: int = 256,
-    n_rows: int = 16,
-    domains: Iterable[str] = DOMAINS,
-    corpus: str | Path | None = None,
-) -> dict[str, float]:
-    """Bits per byte of held-out text, by domain: comparable between tokenizers, as the loss a token is not."""
-    path = None if corpus is None else Path(corpus)
-    return {d: bits_per_byte(model, *eval_rows(d, tokenizer, seq_len, n_rows, corpus=path)) for d in domains}
-
-
-@torch.no_grad()
-def bits_per_byte(model: Transformer, rows: Int[Tensor, "B S1"], n_bytes: int) -> float:
-    """-log2 p(targets of `rows`) / the bytes that they stand for."""
-    training = model.training
-    model.eval()
-    nats = 0.0
-    for part in rows.to(model.head.weight.device).split(8):
-        h, _ = model.hidden(part[:, :-1])
-        nats += head_loss(h, model.head.weight, part[:, 1:]).item()
-    model.train(training)
-    return nats / math.log(2) / n_bytes
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextlib.contextmanager
@@ -365,3 +190,84 @@ def _bar(run: Run, progress: bool) -> Iterator[Callable[[dict[str, Any]], None]]
             bar.update()
 
         yield show
+
+
+def chosen(name: str, changes: Sequence[str] = ()) -> Config:
+    """The model that a command names: a preset with KEY=VALUE changes. ValueError for one of more than MOST_PARAMS."""
+    cfg = changed(preset(name), changes)
+    if params(cfg).total > MOST_PARAMS:
+        raise ValueError(
+            f"this command trains models of at most {MOST_PARAMS:,} parameters; got {params(cfg).total:,}. "
+            "See them with `minids info`, and shrink with --set, for instance --set n_layers=4."
+        )
+    return cfg
+
+
+def _part(args: argparse.Namespace, layout: Layout) -> bool:
+    """In one of several processes: its part of the run. Has it come to its end?"""
+    cfg, recipe, first = chosen(args.preset, args.set), from_options(args), dist.get_rank() == 0
+    done = train_together(cfg, recipe, layout, args.out, _say if first else None, not args.quiet)
+    if first and done.finished:
+        print(f"{done.step} steps in {done.seconds:.0f} s over {layout.world} processes. The model is in {args.out}.")
+    return done.finished
+
+
+def _say(record: dict[str, Any]) -> None:
+    tqdm.write(f"step {record['step']}: loss {record['main']:.6f}, gradient norm {record['grad_norm']:.4f}")
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train over several processes, alone or under torchrun.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--dp", type=int, default=1, help="data parallel: groups of pipes, each with rows of its own")
+    parser.add_argument("--pp", type=int, default=1, help="pipeline parallel: processes with a share of the layers")
+    parser.add_argument("--ep", type=int, default=1, help="expert parallel: processes with a share of the experts")
+    parser.add_argument("--schedule", default="1f1b", help=f"of the pipes: {', '.join(SCHEDULES)}")
+    parser.add_argument("--out", default="runs/mine", help="directory of the run; a run that is there goes on")
+    parser.add_argument("--preset", default="tiny", help=f"sizes of the model: {', '.join(PRESETS)}")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change sizes, as n_layers=4")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_options(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 2 after a mistake that the user can mend, 1 when a process was lost."""
+    args = _options().parse_args(argv)
+    started = dist.is_torchelastic_launched()  # by torchrun
+    try:
+        layout = Layout(args.dp, args.pp, args.ep, args.schedule)
+        if started:
+            torch.set_num_threads(1)
+            join()
+            finished = _part(args, layout)
+            dist.destroy_process_group()
+        elif layout.world == 1:
+            done = train(
+                chosen(args.preset, args.set), from_options(args), args.out, on_step=_say, progress=not args.quiet
+            )
+            finished = done.finished
+        else:
+            layout.check(chosen(args.preset, args.set), from_options(args), layout.world)
+            with patient_ctrl_c():  # the processes hear it too: they save, and end
+                finished = launch(_part, layout.world, args, layout)[0]
+        return 0 if finished else 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(f"minids.train: {error}", file=sys.stderr, flush=True)
+        return 2
+    except (RuntimeError, ProcessException) as error:
+        why = str(error).strip().splitlines()[-1]  # after the lines of a traceback
+        print(f"minids.train: {why}\n{_what_is_left(args.out)}", file=sys.stderr, flush=True)
+        return 2 if why.startswith(("ValueError", "FileNotFoundError", "OSError", "FloatingPointError")) else 1
+
+
+def _what_is_left(out: str) -> str:
+    path = checkpoint.latest(out) if Path(out).is_dir() else None
+    return f"{path} is whole: the same command goes on from there." if path else "No checkpoint had been written yet."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

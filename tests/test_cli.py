@@ -14,7 +14,6 @@ import torch
 
 from minids import checkpoint, cli
 from minids.cli import main
-from minids.cli.train import TRAIN_HELP
 from minids.config import Config, tiny
 from minids.generate import complete, generate, stream_text
 from minids.model import Transformer
@@ -79,7 +78,7 @@ def test_every_training_option_is_a_field_of_the_recipe():
     import dataclasses
 
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
-    assert set(TRAIN_HELP) <= fields
+    assert set(HELP) <= fields
     parsed = vars(cli._parser().parse_args(["train", "--weights", "en=0.5,code=0.5", "--minutes", "1"]))
     assert parsed["weights"] == {"en": 0.5, "code": 0.5} and parsed["minutes"] == 1.0
     assert parsed["lr"] == TrainConfig(steps=1).lr
