@@ -197,39 +197,39 @@ class PipelineRank(nn.Module):
         if s > 0:
             x = self._receive("F", op, s - 1, (len(tokens), tokens.shape[1] - 1, self.dim)).requires_grad_()
         h, balance = self.stages[str(s)](x, tokens)
-        self._kept[op.direction, op.chunk] = (x, h, balance, None)
+        # a stage of dense layers has no balance loss to go back through
+        self._kept[op.direction, op.chunk] = (x, [h, balance] if balance.requires_grad else [h], [])
         if s < self.schedule.stages - 1:
             self._send("F", op, s, s + 1, h.detach())
         else:
             self._losses.append(h.item())
 
     def _backward(self, op: Op) -> None:
-        s, (x, h, balance, _) = self._take(op)
-        torch.autograd.backward([h, balance], self._gradients(op, s, h))
+        s, (x, out, _) = self._take(op)
+        torch.autograd.backward(out, self._gradients(op, s, out))
         if x is not None:
             self._send("I", op, s, s - 1, x.grad)
 
     def _input(self, op: Op) -> None:
-        s, (x, h, balance, _) = self._take(op)
-        g = self._gradients(op, s, h)
+        s, (x, out, _) = self._take(op)
+        g = self._gradients(op, s, out)
         if x is not None:  # the first stage has no input that wants a gradient: all its work is W
-            (grad,) = torch.autograd.grad([h, balance], [x], g, retain_graph=True)
+            (grad,) = torch.autograd.grad(out, [x], g, retain_graph=True)
             self._send("I", op, s, s - 1, grad)
-        self._kept[op.direction, op.chunk] = (x, h, balance, g)
+        self._kept[op.direction, op.chunk] = (x, out, g)
 
     def _weights(self, op: Op) -> None:
-        s, (_, h, balance, g) = self._take(op)
-        torch.autograd.backward([h, balance], g, inputs=list(self.stages[str(s)].parameters()))
+        s, (_, out, g) = self._take(op)
+        torch.autograd.backward(out, g, inputs=list(self.stages[str(s)].parameters()))
 
     def _take(self, op: Op) -> tuple[int, tuple]:
         return self.schedule.stage(self.rank, op.direction), self._kept.pop((op.direction, op.chunk))
 
-    def _gradients(self, op: Op, s: int, h: Tensor) -> list[Tensor]:
-        """Of the stage's output and of its balance loss; the objective is the mean over all micro-batches."""
-        share = h.new_tensor(1 / (self.schedule.micro_batches * self.pipes))
-        if s == self.schedule.stages - 1:
-            return [share, share]
-        return [self._receive("I", op, s + 1, h.shape), share]
+    def _gradients(self, op: Op, s: int, out: list[Tensor]) -> list[Tensor]:
+        """Of the output and of the balance loss, if there is one; the objective is the mean over all micro-batches."""
+        share = out[0].new_tensor(1 / (self.schedule.micro_batches * self.pipes))
+        first = share if s == self.schedule.stages - 1 else self._receive("I", op, s + 1, out[0].shape)
+        return [first, share][: len(out)]
 
     # --- messages
 

@@ -34,8 +34,8 @@ CFG = dataclasses.replace(
 )  # fmt: skip
 # clipping binds, the bias moves, lambda and rate change on the way
 RECIPE = TrainConfig(
-    steps=6, batch_size=8, seq_len=11, warmup_steps=2, grad_clip=0.5, gamma=0.02, balance_alpha=0.01,
-    save_every=3, save_seconds=10**9, keep=9,
+    steps=4, batch_size=8, seq_len=11, warmup_steps=2, grad_clip=0.5, gamma=0.02, balance_alpha=0.01,
+    save_every=2, save_seconds=10**9, keep=9,
 )  # fmt: skip
 LAYOUTS = {
     4: {
@@ -74,9 +74,9 @@ def alone(out: Path) -> list[dict[str, Any]]:
 
 
 def half(run: Path, to: Path) -> Path:
-    """A run as it was at step 3."""
+    """A run as it was at step 2."""
     shutil.copytree(run, to)
-    shutil.rmtree(to / "step-00000006")
+    shutil.rmtree(to / "step-00000004")
     (to / "model.safetensors").unlink()
     return to
 
@@ -89,7 +89,7 @@ def together(folder: str) -> dict[str, Any]:
     def go(name: str, layout: Layout) -> None:
         done = train_together(CFG, RECIPE, layout, home / name, progress=False, data=Rows())
         part = {n: tuple(p.shape) for n, p in done.model.named_parameters()}
-        found[name] = {"history": done.history, "part": part, "moments": None}
+        found[name] = {"history": done.history, "part": part}
 
     for name, layout in LAYOUTS[world].items():
         go(f"{world} {name}", layout)
@@ -121,7 +121,7 @@ def processes(world: int) -> list[dict[str, Any]]:
     return launch(together, world, str(home()), timeout=120)
 
 
-def saved(name: str, step: int = 6) -> dict[str, Tensor]:
+def saved(name: str, step: int = 4) -> dict[str, Tensor]:
     tensors, _ = checkpoint.load(home() / name / f"step-{step:08d}")
     return tensors
 
@@ -129,19 +129,19 @@ def saved(name: str, step: int = 6) -> dict[str, Tensor]:
 def assert_same_run(name: str) -> None:
     """The checkpoint `name` has what one process has: names, types, sizes; and values up to the order of sums.
 
-    After six steps, because AdamW divides by the gradient's own size: where a gradient is nothing but rounding its
+    Together, because AdamW divides by the gradient's own size: where a gradient is nothing but rounding its
     update is not, so single weights may differ by more than all of them together.
     """
     want, got = saved("1"), saved(name)
     assert {n: (t.shape, t.dtype) for n, t in got.items()} == {n: (t.shape, t.dtype) for n, t in want.items()}
-    start = saved("1", 3)
+    start = saved("1", 2)
     for part in ("model.", "ema.", "optim.exp_avg."):
         names = [n for n in want if n.startswith(part) and want[n].is_floating_point() and not n.endswith("gate.bias")]
         moved = torch.cat([(want[n] - start[n]).flatten() for n in names]).norm()
         apart = torch.cat([(want[n] - got[n]).flatten() for n in names]).norm()
         assert apart < 1e-3 * moved, f"{name}: {part} {apart:.1e} of {moved:.1e}"
     for n in want:
-        if n.endswith("gate.bias") or n.startswith(("data.", "rng.")) or ".step." in n:
+        if n.endswith("gate.bias") or n.startswith("data.") or ".step." in n:
             assert torch.equal(got[n], want[n]), n
 
 
@@ -153,8 +153,8 @@ def test_losses_norms_and_loads_are_those_of_one_process(world: int, name: str) 
     for got in found:
         for a, b in zip(got, want, strict=True):
             for what in ("loss", "main", "mtp", "balance"):
-                assert a[what] == pytest.approx(b[what], rel=1e-5), (a["step"], what)
-            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+                assert a[what] == pytest.approx(b[what], rel=1e-6), (a["step"], what)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
             assert a["max_vio"] == pytest.approx(b["max_vio"]) and a["lr"] == b["lr"]
     assert all(got == found[0] for got in found)  # one clock, one count: nobody decides alone
 
@@ -172,8 +172,8 @@ def test_what_several_processes_write_is_what_one_writes(world: int, name: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["4 from 4", "4 from 1", "2 from 4", "2 from 1", "1 from 4"])
 def test_any_number_of_processes_goes_on_where_another_one_stopped(name: str) -> None:
-    processes(int(name[0]))
     processes(4)
+    processes(2)
     if name == "1 from 4":
         alone(half(home() / "4 pipes and experts", home() / name))
     assert_same_run(name)
@@ -291,7 +291,7 @@ from minids.parallel import Layout
 from minids.processes import join
 replace = os.replace
 def blocks(source, target):
-    if str(target).endswith("step-00000006"):
+    if str(target).endswith("step-00000004"):
         print("written, not yet renamed", flush=True)
         time.sleep(600)
     replace(source, target)
@@ -331,16 +331,16 @@ def test_killed_between_writing_and_renaming_the_last_checkpoint_stays_and_the_o
     _, errors = saving[1].communicate(timeout=60)
     assert saving[1].returncode == 1 and "lost: " in errors
     run = tmp_path / "run"
-    half_written = run / "step-00000006.tmp"
+    half_written = run / "step-00000004.tmp"
     assert (half_written / "state.json").is_file() and (half_written / "tensors.safetensors").is_file()
-    assert checkpoint.checkpoints(run) == [run / "step-00000003"]
-    alone(run)  # one process goes on from step 3
-    assert not half_written.exists() and checkpoint.latest(run) == run / "step-00000006"
+    assert checkpoint.checkpoints(run) == [run / "step-00000002"]
+    alone(run)  # one process goes on from step 2
+    assert not half_written.exists() and checkpoint.latest(run) == run / "step-00000004"
     want, got = alone_history(home() / "1"), alone_history(run)
-    assert [r["step"] for r in got] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in got] == [1, 2, 3, 4]
     for a, b in zip(got, want, strict=True):
         assert a["main"] == pytest.approx(b["main"], rel=1e-5)
 
 
 def alone_history(run: Path) -> list[dict[str, Any]]:
-    return checkpoint.load(run / "step-00000006")[1]["history"]
+    return checkpoint.load(run / "step-00000004")[1]["history"]

@@ -18,7 +18,7 @@ What a user can mend (a wrong path, a size that does not fit) ends with one line
 with 130.
 
 Differs from the paper: nothing to differ from.
-Left out: training on several machines (torchrun on a script of your own).
+Left out: training in several processes (`python -m minids.train --pp 2 --ep 2`).
 Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`, 10_dualpipe `schedule`, 15_r1 `r1`,
 17_serving `serve`.
 """
