@@ -250,7 +250,7 @@ def upto(text: str, stops: list[str]) -> str:
     return text
 
 
-STOPS = [["ab"], ["aab", "ab"], ["abab"], ["aaa", "b b"], ["aab", "b", "xyz"], ["a 小"], ["小明", "明"], []]
+STOPS = [["ab"], ["the", "h"], ["aab", "ab"], ["abab"], ["aaa", "b b"], ["b", "xyz"], ["a 小"], ["小明", "明"], []]
 
 
 @pytest.mark.parametrize("stops", STOPS)
