@@ -17,7 +17,7 @@ from minids.cli import main
 from minids.config import Config, tiny
 from minids.generate import complete, generate, stream_text
 from minids.model import Transformer
-from minids.recipe import TrainConfig
+from minids.recipe import HELP, TrainConfig
 from minids.tokenizer import default_tokenizer
 
 CFG = replace(tiny(), n_layers=2, dim=32, inter_dim=40, moe_inter_dim=16, max_seq_len=200, original_seq_len=200)
