@@ -137,12 +137,10 @@ class _SortedExperts(torch.autograd.Function):
         back = torch.empty_like(order).scatter_(0, order, torch.arange(T * K, device=order.device))
         xs = x.index_select(0, token)  # [TK D], by expert
         h, y = x.new_empty(T * K, w13.shape[1]), torch.empty_like(xs)
-        for e, rows in _spans(counts):
+        for e, rows in _spans(counts):  # an expert's activations are spent while they are in the processor's cache
             torch.mm(xs[rows], w13[e].t(), out=h[rows])
-        gate, up = h.chunk(2, -1)
-        a = F.silu(gate).mul_(up).mul_(g)  # [TK F]
-        for e, rows in _spans(counts):
-            torch.mm(a[rows], w2[e].t(), out=y[rows])
+            gate, up = h[rows].chunk(2, -1)
+            torch.mm(F.silu(gate).mul_(up).mul_(g[rows]), w2[e].t(), out=y[rows])
         ctx.save_for_backward(xs, w13, w2, g, token, back, h)
         ctx.counts, ctx.K = counts, K
         return _sum_rows(y, back.view(T, K))
@@ -153,24 +151,21 @@ class _SortedExperts(torch.autograd.Function):
         xs, w13, w2, g, token, back, h = ctx.saved_tensors
         dy = d.index_select(0, token)  # [TK D], by expert
         T, K = len(d), ctx.K  # a process of several may have no token
-        (gate, up), dh = h.chunk(2, -1), torch.empty_like(h)
-        dgate, dup = dh.chunk(2, -1)
-        silu = F.silu(gate)
-        a = silu * up  # computed again, as the paper does for SwiGLU (section 3.3.3)
-        ga, dga = a * g, torch.empty_like(a)
-        dw13, dw2 = torch.zeros_like(w13), torch.zeros_like(w2)
+        dw13, dw2, dg = torch.zeros_like(w13), torch.zeros_like(w2), g.new_empty(len(g))
         for e, rows in _spans(ctx.counts):
-            torch.mm(dy[rows], w2[e], out=dga[rows])
-            torch.mm(dy[rows].t(), ga[rows], out=dw2[e])
-        dg, da = torch.linalg.vecdot(dga, a), dga.mul_(g)
-        torch.mul(da, silu, out=dup)
-        # d silu(u) / du = sig + silu (1 - sig)
-        torch.ops.aten.silu_backward(da.mul_(up), gate, grad_input=dgate)
-        dxs = dy  # its rows are spent
-        for e, rows in _spans(ctx.counts):
-            torch.mm(dh[rows].t(), xs[rows], out=dw13[e])
-            torch.mm(dh[rows], w13[e], out=dxs[rows])
-        return _sum_rows(dxs, back.view(T, K)), dw13, dw2, dg.index_select(0, back).view(T, K), None, None
+            (gate, up), d_out, dh = h[rows].chunk(2, -1), dy[rows], torch.empty_like(h[rows])
+            dgate, dup = dh.chunk(2, -1)
+            silu = F.silu(gate)
+            a = silu * up  # computed again, as the paper does for SwiGLU (section 3.3.3)
+            torch.mm(d_out.t(), a * g[rows], out=dw2[e])
+            da = d_out @ w2[e]
+            torch.linalg.vecdot(da, a, out=dg[rows])
+            torch.mul(da.mul_(g[rows]), silu, out=dup)
+            # d silu(u) / du = sig + silu (1 - sig)
+            torch.ops.aten.silu_backward(da.mul_(up), gate, grad_input=dgate)
+            torch.mm(dh.t(), xs[rows], out=dw13[e])
+            torch.mm(dh, w13[e], out=d_out)  # its rows are spent
+        return _sum_rows(dy, back.view(T, K)), dw13, dw2, dg.index_select(0, back).view(T, K), None, None
 
 
 def _sum_rows(rows: Tensor, places: Tensor) -> Tensor:
