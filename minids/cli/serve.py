@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import ipaddress
+from contextlib import suppress
 from pathlib import Path
 
 from minids import checkpoint
@@ -56,10 +57,9 @@ def _serve(args: argparse.Namespace) -> None:
                 "Whoever reaches this address can use it: there are no keys. 127.0.0.1 keeps it to yourself.",
                 flush=True,
             )
-        try:
+        with suppress(KeyboardInterrupt):
             server.run(sockets=[sock])
-        except KeyboardInterrupt:
-            print("\nstopped.")
+        print("\nstopped.")
 
 
 def _loopback(host: str) -> bool:
