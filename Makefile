@@ -49,6 +49,7 @@ bench: .venv/installed-dev
 model: .venv/installed
 	$(BIN)/minids train --preset tiny --steps 3600 --threads 1 --out runs/tiny
 	$(BIN)/python -c 'import torch; from minids import checkpoint as c; c.save_model("assets/tiny", *c.load_model("runs/tiny"), dtype=torch.bfloat16)'
+	$(BIN)/python -m minids.drafter  # fits this model and no other
 
 # Installed again when the list of what is needed has changed.
 .venv/installed: pyproject.toml requirements.txt | .venv/bin/python
