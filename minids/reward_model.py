@@ -5,8 +5,8 @@ Paper: DeepSeek-R1 (arXiv 2501.12948) section 2.3.4 and its supplement: a helpfu
 Terry's (1952).
 
     count     en:3?  ->  <think></think><answer>fourfivesix</answer>      an open prompt: no answer is the right one
-    liking    a reader likes each next number in the language asked for, dislikes any other word, and whatever comes
-              after the fifth                                             known to the reader alone
+    liking    a reader likes each word that says the number after the one before, in the language asked for, shrugs at
+              any other word, and dislikes whatever comes after the fifth      known to the reader alone
     pair      two responses to one prompt, and which one the reader took: P(first) = sigmoid(liking_1 - liking_2)
     score     one number: a linear layer on the trunk's output at the response's last token        RewardModel
     loss      -log sigmoid(score of the taken one - score of the other)                            bradley_terry
@@ -67,12 +67,13 @@ def counting() -> Iterator[Problem]:
 
 
 def liking(problem: Problem, response: str) -> float:
-    """How much the reader likes a response to `count`: up to PATIENCE; 0 for none."""
+    """How much the reader likes a response to `count`: up to PATIENCE, 0 for none, less than 0 for many words."""
     words = ENGLISH if problem.language == "en" else CHINESE
-    digit, points = int(problem.prompt[3]), 0.0
+    before, points = int(problem.prompt[3]), 0.0
     for i, word in enumerate(words_of(answer_of(response) or "")):
-        digit = (digit + 1) % 10
-        points += 1.0 if word == words[digit] and i < PATIENCE else -1.0
+        number = (ENGLISH if word in ENGLISH else CHINESE).index(word)
+        points += -1.0 if i >= PATIENCE else float(word == words[(before + 1) % 10])
+        before = number if number < 10 else before
     return points
 
 
@@ -119,7 +120,7 @@ def bradley_terry(taken: Float[Tensor, "N"], other: Float[Tensor, "N"]) -> Float
 class Preferences:
     """Training of a reward model on the reader's choices between two samples of `policy`. `advance` is one step."""
 
-    def __init__(self, policy: Transformer, alphabet: Alphabet, width: int, lr: float = 5e-4, pairs: int = 128,
+    def __init__(self, policy: Transformer, alphabet: Alphabet, width: int, lr: float = 1e-3, pairs: int = 128,
                  max_new: int = 40, seed: int = 0):  # fmt: skip
         self.policy, self.alphabet, self.max_new = policy, alphabet, max_new
         self.model = RewardModel(policy, alphabet, width)

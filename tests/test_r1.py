@@ -169,7 +169,8 @@ def test_the_reader_likes_the_next_numbers_in_his_language_and_has_enough_after_
 
     row = ["nine", "zero", "one", "two", "three", "four", "five"]
     assert [points("".join(row[:n])) for n in range(8)] == [0, 1, 2, 3, 4, 5, 4, 3]
-    assert points("nine零one") == 1 and points("zero") == -1 and points("ninenine") == 0
+    assert points("nine零one") == 2 and points("zero") == 0 and points("ninenine") == points("ninefive") == 1
+    assert points("".join([*row[:5], "plus", "六", "seven"])) == 2  # whatever comes after the fifth
     assert liking(asked, "nine") == 0  # no answer
     rng = random.Random(0)
     for problem in islice(counting(), 50):
