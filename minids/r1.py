@@ -304,9 +304,6 @@ def train_r1(run: R1Run, out: str | Path | None = None, save_every: float = 30.0
     return run
 
 
-BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]"
-
-
 def said(record: dict[str, Any]) -> str:
     """A step's record in a few words."""
     words = ("reward", "accuracy", "thinking", "loss", "kept", "agrees")

@@ -36,6 +36,7 @@ from minids.rollout import Rollout, rollout
 from minids.tasks import Problem, accuracy, answer_of, thinking_of
 from minids.train import patient_ctrl_c
 
+BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]"
 Reward = Callable[[Problem, str], float]
 
 
@@ -208,18 +209,25 @@ def train_rl(
     save_every: int = 10,
     progress: bool = True,
     on_step: Callable[[dict[str, Any]], Any] | None = None,
+    seconds: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Advance a run to its last step, from the last checkpoint in `out` if there is one. Returns its history.
 
+    `seconds` of processor time, if given, end it before: those of all records of the history, resumed ones included.
     Ctrl-C finishes the step, saves and returns; a second one stops at once.
     """
     if out is not None:
         run.resume(out)
+
+    def done() -> float:
+        return sum(r["seconds"] for r in run.history) if seconds else run.step
+
+    whole, unit = (seconds, "s") if seconds else (run.cfg.steps, "step")
     with (
         patient_ctrl_c() as pressed,
-        tqdm(total=run.cfg.steps, initial=run.step, unit="step", disable=not progress) as bar,
+        tqdm(total=whole, initial=done(), unit=unit, disable=not progress, bar_format=BAR) as bar,
     ):
-        while run.step < run.cfg.steps and not pressed:
+        while run.step < run.cfg.steps and done() < whole and not pressed:
             record = run.advance()
             if on_step:
                 on_step(record)
@@ -228,10 +236,11 @@ def train_rl(
                 f"entropy {record['entropy']:.2f}, KL {record['kl']:.3f}",
                 refresh=False,
             )
-            bar.update()
-            if out is not None and (run.step % save_every == 0 or run.step == run.cfg.steps or pressed):
+            bar.update(done() - bar.n)
+            over = run.step == run.cfg.steps or done() >= whole
+            if out is not None and (run.step % save_every == 0 or over or pressed):
                 run.save(out)
-    if pressed and run.step < run.cfg.steps:
+    if pressed and run.step < run.cfg.steps and done() < whole:
         where = f"saved in {out}; start the same run again to go on" if out else "not saved: it had no directory"
         print(f"\nStopped after step {run.step}, {where}.")
     return run.history

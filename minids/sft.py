@@ -174,8 +174,11 @@ def cold_start(
     lr: float = 4e-3,
     width: int = 0,
     progress: bool = True,
+    goal: str = "solved",
 ) -> list[tuple[int, float]]:
     """Fine-tune until `measure` (of training problems, sampled) reaches `until`. Returns (step, measured) pairs.
+
+    `goal` is the word for what is measured.
 
     RuntimeError after `most` steps: the task is too hard for the model, or the gate too high.
     """
@@ -186,10 +189,10 @@ def cold_start(
                 loss = run.step([next(pairs) for _ in range(batch)])
                 bar.update()
             found.append((run.steps, measure()))
-            bar.set_postfix_str(f"loss {loss:.3f}, solved {found[-1][1]:.0%} of {until:.0%}")  # type: ignore[possibly-undefined]
+            bar.set_postfix_str(f"loss {loss:.3f}, {goal} {found[-1][1]:.0%} of {until:.0%}")  # type: ignore[possibly-undefined]
             if found[-1][1] >= until:
                 return found
     raise RuntimeError(
-        f"a cold start ends when {until:.0%} of the training problems are solved; after {most} steps it is "
+        f"a cold start ends when {until:.0%} of the training problems are {goal}; after {most} steps it is "
         f"{found[-1][1]:.1%}. Lower `until`, raise `most`, or take an easier task."
     )

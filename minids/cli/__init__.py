@@ -7,6 +7,7 @@ and has a file of its own here with a function `add`, which registers it; `COMMA
     minids train --minutes 10 --out runs/mine        train, or go on where that directory stands
     minids compare lr=2e-3 --seconds 60              a change against the reference, three seeds, with its spread
     minids r1 --minutes 8                            R1's recipe: cold start, RL, SFT, RL, and their table
+    minids zero --minutes 8                          R1-Zero: reward alone, thinking of no fixed length
     minids generate "Mia found a red" --seed 1       write on, from the shipped model or --model DIR
     minids eval --model runs/mine                    bits per byte, grammatical stories, balanced experts
     minids export-hf out --model runs/mine           for transformers and what reads its format
@@ -19,8 +20,8 @@ with 130.
 
 Differs from the paper: nothing to differ from.
 Left out: training in several processes (`python -m minids.train --pp 2 --ep 2`).
-Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`, 10_dualpipe `schedule`, 15_r1 `r1`,
-17_serving `serve`.
+Notebook: 00_start uses `info` and `generate`, 08_pretrain `train` and `eval`, 10_dualpipe `schedule`, 14_grpo `zero`,
+15_r1 `r1`, 17_serving `serve`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from typing import Any
 
 import torch
 
-from minids.cli import compare, convert, evaluate, generate, info, r1, schedule, serve, train
+from minids.cli import compare, convert, evaluate, generate, info, r1, schedule, serve, train, zero
 
-COMMANDS = (info, train, compare, r1, generate, evaluate, serve, convert, schedule)
+COMMANDS = (info, train, compare, r1, zero, generate, evaluate, serve, convert, schedule)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +88,7 @@ EXAMPLES = """examples:
   minids train --steps 200 --set n_layers=4 n_routed_experts=32 --out runs/wide
   minids compare n_activated_experts=2 --seconds 60
   minids r1 --minutes 8 --out runs/r1               how R1 was made: seven stages, one table
+  minids zero --minutes 8 --out runs/zero           reward alone; --warning pays for length instead
   minids train --corpus my.txt --minutes 30 --out runs/my-text
   minids generate "Once upon a time" --temperature 0.8 --seed 1
   minids generate --chat "What is 12 + 30?" --model runs/mine
