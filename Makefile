@@ -47,7 +47,7 @@ bench: .venv/installed-dev
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 model: .venv/installed
-	$(BIN)/minids train --preset tiny --steps 3600 --threads 1 --out runs/tiny
+	$(BIN)/minids train --preset tiny --steps 3600 --lr 2e-3 --primer 6000 --threads 1 --out runs/tiny
 	$(BIN)/python -c 'import torch; from minids import checkpoint as c; c.save_model("assets/tiny", *c.load_model("runs/tiny"), dtype=torch.bfloat16)'
 	$(BIN)/python -m minids.drafter  # fits this model and no other
 

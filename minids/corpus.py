@@ -7,6 +7,7 @@ split (`split_rate`, of `pack` alone).
     en, zh   stories (`minids.stories`)         maths   worked problems (`minids.maths`)
     code     the functions of this Python's own standard library, read where it is installed
     file     a text file of the learner's
+    primer   short texts about who is there, which may come before all others (`minids.primer`)
 
 Every document has an index, and is a function of (domain, split, seed, index). So a position in the endless stream is a
 few counters and the tokens not yet used, and a run that was killed goes on with exactly the batch it would have seen.
@@ -34,11 +35,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from minids.maths import maths
+from minids.primer import primer as first_reader
 from minids.pycode import functions
 from minids.stories import story
 from minids.tokenizer import Tokenizer
 
 DOMAINS = ("en", "zh", "maths", "code")
+PRIMER = "primer"  # in no mixture: the documents that come before it
 SPLITS = ("train", "val")
 WEIGHTS: Mapping[str, float] = {"en": 0.35, "zh": 0.15, "maths": 0.15, "code": 0.35}
 FIM_RATE = 0.1  # section 4.1
@@ -67,6 +70,8 @@ def _document(domain: str, split: str, seed: int, index: int, corpus: Path | Non
         return story(_story_seed(split, seed, index), domain).text
     if domain == "maths":
         return maths(_number(domain, split, seed, index), keep=lambda question: split_of(question) == split)
+    if domain == PRIMER:
+        return first_reader(_number(domain, split, seed, index))
     texts = _texts(domain, split, corpus)
     lap, place = divmod(index, len(texts))
     return texts[_order(len(texts), f"{domain} {split} {seed} {lap}")[place]]
@@ -135,7 +140,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _check_domain(domain: str, split: str, corpus: Path | None) -> None:
-    known = (*DOMAINS, "file") if corpus is not None else DOMAINS
+    known = (*DOMAINS, PRIMER, "file") if corpus is not None else (*DOMAINS, PRIMER)
     _need(domain in known, f"a domain is one of {known}", repr(domain), 'Choose one ("file" needs corpus=PATH).')
     _need(split in SPLITS, f"a split is one of {SPLITS}", repr(split), "Choose one of the two.")
 
@@ -157,11 +162,20 @@ def documents(
 
 
 class Mixture:
-    """An endless iterator over (domain, text) whose shares of bytes follow `weights`. Resumable: `state_dict`."""
+    """An endless iterator over (domain, text) whose shares of bytes follow `weights`. Resumable: `state_dict`.
+
+    `primer` documents come first that count for no share: short ones about who is there (`minids.primer`).
+    """
 
     def __init__(
-        self, split: str, weights: Mapping[str, float] | None = None, seed: int = 0, corpus: Path | str | None = None
+        self,
+        split: str,
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        corpus: Path | str | None = None,
+        primer: int = 0,
     ):
+        _need(primer >= 0, "primer is a number of documents", primer, "0 leaves them out.")
         self.corpus = Path(corpus) if corpus is not None else None
         self.weights = _weights(weights, self.corpus)
         for domain in self.weights:
@@ -171,12 +185,16 @@ class Mixture:
         self.split, self.seed = split, seed
         self._served = dict.fromkeys(self.weights, 0)  # bytes
         self._index = dict.fromkeys(self.weights, 0)  # documents
+        self.primer, self._primers = primer, primer  # of them, still to come
 
     def __iter__(self) -> Mixture:
         return self
 
     def __next__(self) -> tuple[str, str]:
         """The next document, of the domain that is furthest behind its share."""
+        if self._primers:
+            self._primers -= 1
+            return PRIMER, _document(PRIMER, self.split, self.seed, self._primers, self.corpus)
         total = sum(self._served.values()) + 1
         domain = max(self.weights, key=lambda d: self.weights[d] * total - self._served[d])
         text = _document(domain, self.split, self.seed, self._index[domain], self.corpus)
@@ -185,7 +203,7 @@ class Mixture:
         return domain, text
 
     def state_dict(self) -> dict:
-        return {"served": dict(self._served), "index": dict(self._index)}
+        return {"served": dict(self._served), "index": dict(self._index), "primers": self._primers}
 
     def load_state_dict(self, state: dict) -> None:
         _need(
@@ -195,6 +213,7 @@ class Mixture:
             "Resume with the same weights and corpus.",
         )
         self._served, self._index = dict(state["served"]), dict(state["index"])
+        self._primers = state["primers"]
 
 
 def _weights(weights: Mapping[str, float] | None, corpus: Path | None) -> dict[str, float]:
@@ -286,11 +305,12 @@ class Packed:
         seed: int = 0,
         fim_rate: float = FIM_RATE,
         corpus: Path | str | None = None,
+        primer: int = 0,
     ):
         _need(seq_len > 0, "seq_len is a positive number of tokens", seq_len, "Give at least 1.")
         _need(0 <= fim_rate <= 1, "fim_rate is a share from 0 to 1", fim_rate, "V3 has 0.1.")
         self.tokenizer, self.seq_len, self.seed, self.fim_rate = tokenizer, seq_len, seed, fim_rate
-        self._mixture = Mixture(split, weights, seed, corpus)
+        self._mixture = Mixture(split, weights, seed, corpus, primer)
         self._taken = 0  # documents
         self._held: list[int] = []  # tokens of the last documents, not yet in a batch
 
@@ -316,6 +336,7 @@ class Packed:
             "weights": m.weights,
             "seed": self.seed,
             "fim_rate": self.fim_rate,
+            "primer": m.primer,
         }
 
     def state_dict(self) -> dict:

@@ -48,6 +48,7 @@ HELP = {
     "ema_decay": "of the average of the weights; 0: none",
     "export": "what the finished model is: model or ema",
     "seed": "of weights and data",
+    "primer": "documents about who is there, before all others; 6000 teach the tiny model to copy names",
     "fim_rate": "share of documents rewritten to fill in the middle",
     "corpus": "a text file of yours, mixed in",
     "eval_every": "steps between evaluations; 0: never",
@@ -93,6 +94,7 @@ class TrainConfig:
     seed: int = 0
     weights: dict[str, float] | None = None  # of the domains, as in corpus.Packed
     fim_rate: float = FIM_RATE
+    primer: int = 0  # documents about who is there that come before the mixture (corpus.Mixture)
     corpus: str | None = None
     eval_every: int = 0  # steps; 0: never
     eval_rows: int = 16

@@ -120,7 +120,7 @@ def _opened(
     if out is not None:
         tokenizer = checkpoint.open_run(out, model_cfg, c.binding, tokenizer, resume)
     if data is None and tokenizer is not None:
-        data = Packed(tokenizer, c.seq_len, "train", c.weights, c.seed, c.fim_rate, c.corpus)
+        data = Packed(tokenizer, c.seq_len, "train", c.weights, c.seed, c.fim_rate, c.corpus, c.primer)
     assert data is not None
     return data, tokenizer
 

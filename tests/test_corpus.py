@@ -208,6 +208,22 @@ def test_which_documents_are_filled_in_does_not_repeat(tok):
     assert len(filled) > 128 and filled[:32] != filled[32:64] != filled[64:96]
 
 
+def test_primers_come_first_and_change_nothing_after_them():
+    plain, primed = Mixture("train", seed=3), Mixture("train", seed=3, primer=7)
+    first = [next(primed) for _ in range(7)]
+    assert {domain for domain, _ in first} == {"primer"} and len({text for _, text in first}) == 7
+    assert [next(primed) for _ in range(20)] == [next(plain) for _ in range(20)]
+
+
+def test_a_run_that_stops_among_its_primers_goes_on_there(tok):
+    run, again = Packed(tok, 31, seed=2, primer=70), Packed(tok, 31, seed=2, primer=70)
+    run.batch(5)
+    again.load_state_dict(run.state_dict())
+    assert torch.equal(run.batch(300), again.batch(300))
+    with pytest.raises(ValueError, match="primer=0, was 70"):
+        Packed(tok, 31, seed=2).load_state_dict(run.state_dict())
+
+
 def test_rows_follow_each_other_across_batches_of_any_size(tok):
     one, two = Packed(tok, 29, seed=1), Packed(tok, 29, seed=1)
     assert torch.equal(torch.cat([one.batch(2), one.batch(3)]), two.batch(5))
@@ -253,6 +269,8 @@ def test_a_missing_file_or_unknown_name_is_refused(tok, tmp_path):
         mixture("train", {"en": -1})
     with pytest.raises(ValueError, match="fim_rate"):
         Packed(tok, 16, fim_rate=1.5)
+    with pytest.raises(ValueError, match="number of documents"):
+        Packed(tok, 16, primer=-1)
     with pytest.raises(ValueError, match="seq_len"):
         Packed(tok, 0)
     with pytest.raises(ValueError, match="needs rows"):

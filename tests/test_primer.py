@@ -1,0 +1,49 @@
+"""Primers: short, about two or three children whose names come again and again, in two languages."""
+
+import re
+
+from minids.lexicon import WORDS
+from minids.primer import LONGEST, primer
+
+TEXTS = [primer(seed) for seed in range(300)]
+FORMS = {word: kind for kind in ("person", "colour", "item") for row in WORDS[kind].values() for word in row[:2]}
+WORD = re.compile("|".join(sorted(FORMS, key=len, reverse=True)))
+
+
+def content(text: str) -> list[str]:
+    """The names, colours and things of a text, in their order."""
+    return WORD.findall(text)
+
+
+def test_nothing_is_spoken_of_that_was_not_introduced():
+    for text in TEXTS:
+        zh = not text.isascii()
+        opening = re.split("[.。]", text)[:3]
+        known = set()
+        for sentence in opening:  # Tom has the red kite
+            words = content(sentence)
+            if [FORMS[w] for w in words] == ["person", "colour", "item"] and ("has the" in sentence or zh):
+                known.update(words)
+        assert set(content(text)) <= known, text
+
+
+def test_most_words_with_a_choice_have_come_before():
+    again = total = 0
+    for text in TEXTS:
+        words = content(text)
+        again += sum(word in words[:i] for i, word in enumerate(words))
+        total += len(words)
+    assert 0.5 < again / total < 0.9
+
+
+def test_a_sentence_comes_once_and_a_primer_is_short():
+    for text in TEXTS:
+        sentences = re.findall('[^.。！？!?]+[.。！？!?”"]*', text)
+        assert len(sentences) <= 3 * (LONGEST + 3)
+        assert len(content(text)) == len(content(text.strip())) > 5
+
+
+def test_both_languages_come_and_a_seed_is_a_text():
+    english = sum(text.isascii() for text in TEXTS)
+    assert 100 < english < 200
+    assert primer(11) == primer(11) != primer(12)
