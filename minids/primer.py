@@ -90,7 +90,8 @@ def primer(seed: int) -> str:
 
 
 def _sentence(cast: list[Child], table: str, lang: str, rng: random.Random) -> str:
-    return _say(rng.choice(_lines(table, lang)), *rng.sample(cast, 2), lang)
+    a, b = rng.sample(cast, 2)
+    return _say(rng.choice(_lines(table, lang)), a, b, lang)
 
 
 def _lines(table: str, lang: str) -> list[str]:

@@ -104,7 +104,7 @@ def _run(
     name: str, arm: Arm, seed: int, seconds: float, rows: int, tokenizer: Tokenizer, clock: Callable[[], float]
 ) -> Result:
     cfg = replace(arm.train, seed=seed, steps=0, minutes=seconds / 60, eval_every=0)
-    Packed(tokenizer, cfg.seq_len, "train", cfg.weights, seed, cfg.fim_rate, cfg.corpus, cfg.primer).batch(1)  # fill the caches
+    Packed(tokenizer, cfg.seq_len, "train", cfg.weights, seed, cfg.fim_rate, cfg.corpus).batch(1)  # fill the caches
     data = Packed(tokenizer, cfg.seq_len, "train", cfg.weights, seed, cfg.fim_rate, cfg.corpus, cfg.primer)
     run = Run(arm.model, cfg, data, torch.device("cpu"), clock, tokenizer)
     if arm.patch:

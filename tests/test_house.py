@@ -18,7 +18,7 @@ PACKAGE = ROOT / "minids"
 FLOORS = [
     {"config", "costs", "layers", "rope", "attention", "mla", "router", "moe", "mtp", "model"},
     {"tokenizer", "corpus", "tasks", "alphabet", "needle"}
-    | {"events", "grammar", "lexicon", "maths", "phrases", "pycode", "stories", "tales", "world"},
+    | {"events", "grammar", "lexicon", "maths", "phrases", "primer", "pycode", "stories", "tales", "world"},
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "router_lab"}
     | {"pipeline", "dualpipe", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
     | {"processes", "sharded", "scoreboard", "drafter", "r1", "r1_stages", "language_mixing", "reward_model"}
