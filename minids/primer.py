@@ -16,12 +16,12 @@ Notebook: 08_pretrain.
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 from minids.lexicon import WORDS, form
 
 SHORTEST, LONGEST = 5, 10  # sentences
 
-# The first English and the first Chinese line of FACTS introduce a child.
 PEOPLE = """
 en {a} sees {b}.
 en {a} and {b} play.
@@ -36,8 +36,7 @@ zh {b}问：“{a}在哪里？”
 zh {a}跑了，{b}跟着{a}跑。
 zh {b}在找{a}，{a}对{b}笑。
 """
-FACTS = (
-    """
+THINGS = """
 en {a} has the {colour} {item}.
 en The {item} is {colour}.
 en {a} shows {b} the {colour} {item}.
@@ -48,56 +47,37 @@ zh {item}是{colour}的。
 zh {a}给{b}看{colour}的{item}。
 zh {b}问{a}要{item}。
 zh {a}喜欢{item}。
-""",
-    """
-en The {animal} of {a} is called {pet}.
-en The {animal} runs to {a}.
-en {b} sees {pet}, the {animal}.
-en {pet} and {a} play.
-en {a} looks for the {animal}.
-zh {a}养了一只{animal}，名叫{pet}。
-zh {animal}跑向{a}。
-zh {b}看见了{animal}{pet}。
-zh {pet}和{a}在玩。
-zh {a}在找{animal}。
-""",
-    """
-en {a} is {place}.
-en {b} finds {a} {place}.
-en {a} plays {place}.
-en "{a} is {place}," says {b}.
-zh {a}在{place}。
-zh {b}在{place}找到了{a}。
-zh {a}在{place}玩。
-zh {b}说：“{a}在{place}。”
-""",
-)
-KINDS = {"a": "person", "colour": "colour", "item": "item", "animal": "animal", "pet": "pet", "place": "place"}
-Child = dict[str, str]  # slot -> word: her name as "a", and what is hers
+"""
+
+
+class Owner(NamedTuple):
+    """A child with a thing."""
+
+    name: str
+    colour: str
+    item: str
 
 
 def primer(seed: int) -> str:
     """The primer of this seed, in English or Chinese."""
     rng = random.Random(f"primer {seed}")
-    lang, facts = rng.choice(("en", "zh")), rng.choice(FACTS)
-    drawn = [rng.sample(sorted(WORDS[kind]), 3) for kind in KINDS.values()]
-    cast: list[Child] = [dict(zip(KINDS, row, strict=True)) for row in zip(*drawn, strict=True)][
-        : rng.choice((2, 2, 3))
-    ]
-    first = [_say(_lines(facts, lang)[0], child, child, lang) for child in cast]
-    rest = [_sentence(cast, rng.choice((PEOPLE, facts)), lang, rng) for _ in range(rng.randint(SHORTEST, LONGEST))]
-    return (" " if lang == "en" else "").join(dict.fromkeys(first + rest))  # a sentence comes once
+    lang = rng.choice(("en", "zh"))
+    names, colours, items = (rng.sample(sorted(WORDS[kind]), 3) for kind in ("person", "colour", "item"))
+    cast = [Owner(*row) for row in zip(names, colours, items, strict=True)][: rng.choice((2, 2, 3))]
+    first = [_say(_lines(THINGS, lang)[0], who, who, lang) for who in cast]
+    rest = dict.fromkeys(_sentence(cast, lang, rng) for _ in range(rng.randint(SHORTEST, LONGEST)))  # each once
+    return (" " if lang == "en" else "").join([*first, *rest])
 
 
-def _sentence(cast: list[Child], table: str, lang: str, rng: random.Random) -> str:
+def _sentence(cast: list[Owner], lang: str, rng: random.Random) -> str:
     a, b = rng.sample(cast, 2)
-    return _say(rng.choice(_lines(table, lang)), a, b, lang)
+    return _say(rng.choice(_lines(rng.choice((PEOPLE, PEOPLE, THINGS)), lang)), a, b, lang)
 
 
 def _lines(table: str, lang: str) -> list[str]:
     return [line[3:] for line in table.splitlines() if line.startswith(lang)]
 
 
-def _say(line: str, a: Child, b: Child, lang: str) -> str:
-    words = {slot: form(kind, "", a[slot], lang) for slot, kind in KINDS.items()}
-    return line.format(**words, b=form("person", "", b["a"], lang))
+def _say(line: str, a: Owner, b: Owner, lang: str) -> str:
+    words = {"a": ("person", a.name), "b": ("person", b.name), "colour": ("colour", a.colour), "item": ("item", a.item)}
+    return line.format(**{slot: form(kind, "", word, lang) for slot, (kind, word) in words.items()})
