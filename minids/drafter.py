@@ -101,7 +101,7 @@ def main() -> None:
     assert tokenizer is not None
     model.mtp[0] = dense(model)
     data = Packed(tokenizer, 128, fim_rate=0.0)
-    for step, loss in enumerate(tune(model, lambda: data.batch(8)[:, :-1], 300, rate=2e-3), start=1):
+    for step, loss in enumerate(tune(model, lambda: data.batch(8)[:, :-1], 900, rate=2e-3), start=1):
         if step % 50 == 0:
             print(f"step {step}: {loss:.3f} nats", flush=True)
     checkpoint.write(ASSET, save({name: t.bfloat16() for name, t in model.mtp[0].state_dict().items()}))
