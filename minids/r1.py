@@ -40,7 +40,7 @@ from minids.language_mixing import EXAMS, first_demonstrations, mixture, rule_re
 from minids.model import Transformer
 from minids.r1_stages import NEW, WIDTH, Imitation, JudgedRun, Rejection, go_on, with_open, work_state
 from minids.reward_model import Preferences, RewardModel, counting, liking, sample
-from minids.rl import RLConfig, Score, measure
+from minids.rl import BAR, RLConfig, Score, measure
 from minids.sft import Pair
 from minids.tasks import Problem, thinking_of, words_of
 from minids.train import patient_ctrl_c
