@@ -121,14 +121,13 @@ def kept_by_depth(rows: Mapping[str, Sequence[float]]) -> Picture:
         rows: domain -> share kept at depth 1, 2, .., from 0 to 1.
     """
     picture, ax = axes(f"Share of drafts kept by depth: {', '.join(rows)}", height=3.0)
-    ax.axhspan(85, 90, color=PALE)
+    ax.axhspan(85, 90, color=PALE, label="V3 at depth 1")
     for i, (name, shares) in enumerate(rows.items()):
         depths = range(1, len(shares) + 1)
         marker = "osD^v"[i % 5]
         ax.plot(depths, [100 * s for s in shares], LINES[i % 4], marker=marker, color=COLOURS[i % 7], label=name)
     most = max(len(shares) for shares in rows.values())
-    ax.text(most + 0.38, 90.8, "V3 reports 85 to 90 % at depth 1", ha="right", fontsize=9, color=GREY)
     ax.set_xticks(range(1, most + 1))
     ax.set(xlabel="depth of the draft", ylabel="kept, of those looked at (%)", ylim=(0, 105), xlim=(0.6, most + 0.4))
-    ax.legend(loc="lower left", ncols=2)
+    ax.legend(loc="lower left", ncols=3)
     return picture
