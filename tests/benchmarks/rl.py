@@ -1,6 +1,6 @@
 """R1-Zero in minutes: cold start, reinforcement, and more imitation for the same time, seed by seed.
 
-    python tests/benchmarks/rl.py --seeds 5                       about 3 minutes a seed on one core
+    python tests/benchmarks/rl.py --seeds 5                       about 4 minutes a seed on one core
     python tests/benchmarks/rl.py --seeds 5 --out assets/grpo.jsonl
 
 Task: 4-digit addition (`minids.tasks`), policy `config.policy` (0.3 M parameters, MLA and experts). The cold start
@@ -78,7 +78,7 @@ def more_imitation(model: Transformer, pairs, seconds: float) -> Transformer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--out", type=Path, help="append each seed as a line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
