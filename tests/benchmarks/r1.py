@@ -1,6 +1,7 @@
 """What R1's parts do by themselves, seed by seed: the language reward, a learned judge, distillation.
 
     python tests/benchmarks/r1.py --seeds 0 1 2 --out runs/r1.jsonl      about 5 minutes a seed on one core
+    python tests/benchmarks/r1.py --run runs/r1                          the students alone, on what a long run kept
 
 From one cold start (82 s, as in `minids r1 --minutes 8`) two copies are reinforced for the same number of steps, one
 paid for accuracy alone, one for accuracy and language. A reward model learns from a reader's choices between the cold
@@ -86,11 +87,24 @@ def one_seed(seed: int, cold: Transformer, steps: int, seconds: float) -> dict:
     samples = Rejection(teacher, mixture(seed + 2000), alphabet, seed)
     spend(samples, steps=12)
     random.Random(seed).shuffle(samples.kept)
-    student = blank_student(alphabet, seed)
-    for name, model in (("distilled", distilled(student, samples.kept, alphabet, seconds, seed=seed)),
+    return found | students(seed, samples.kept, seconds)
+
+
+def students(seed: int, kept: list, seconds: float) -> dict:
+    """A small model taught by the kept samples, and one that finds out by itself, for the same processor time."""
+    student, found = blank_student(alphabet, seed), {}
+    for name, model in (("distilled", distilled(student, kept, alphabet, seconds, seed=seed)),
                         ("own RL", reinforced(student, alphabet, seconds, seed=seed))):  # fmt: skip
-        found[name] = say(seed, name, asdict(examine(model, alphabet)) | {"kept": len(samples.kept)})
+        found[name] = say(seed, name, asdict(examine(model, alphabet)) | {"kept": len(kept)})
     return found
+
+
+def kept_by(run: Path) -> list:
+    """The samples that a finished `minids r1 --out` kept."""
+    path = checkpoint.latest(run)
+    if path is None:
+        raise ValueError(f"--run is the --out of `minids r1`; {run} holds no checkpoint. Start that command first.")
+    return [tuple(pair[:2]) for pair in checkpoint.load(path)[1]["kept"]]
 
 
 def main() -> None:
@@ -99,10 +113,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of reinforcement")
     parser.add_argument("--seconds", type=float, default=45, help="processor time of each student")
     parser.add_argument("--cold", type=Path, help="a model directory to start from instead of a cold start")
+    parser.add_argument("--run", type=Path, help="a finished run of `minids r1`: only the students, on what it kept")
     parser.add_argument("--out", type=Path, help="append each seed as a line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in args.seeds:
+        if args.run:
+            students(seed, kept_by(args.run), args.seconds)
+            continue
         cold = checkpoint.load_model(args.cold)[0].requires_grad_(True) if args.cold else cold_model(seed, 82)
         found = {"seed": seed, **one_seed(seed, cold, args.steps, args.seconds)}
         if args.out:
