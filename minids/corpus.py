@@ -41,7 +41,7 @@ from minids.stories import story
 from minids.tokenizer import Tokenizer
 
 DOMAINS = ("en", "zh", "maths", "code")
-PRIMER = "primer"  # in no mixture: the documents that come before it
+PRIMER = "primer"  # has no share of its own: its documents come before the mixture
 SPLITS = ("train", "val")
 WEIGHTS: Mapping[str, float] = {"en": 0.35, "zh": 0.15, "maths": 0.15, "code": 0.35}
 FIM_RATE = 0.1  # section 4.1
