@@ -3,10 +3,12 @@
     python tests/benchmarks/fp8_loss.py --out fp8_loss.jsonl             600 steps, three seeds, six arms: an hour
     python tests/benchmarks/fp8_loss.py --steps 20 --seeds 1             a check that it runs
     python tests/benchmarks/fp8_loss.py --table                          the table of the log in assets/
+    python tests/benchmarks/fp8_loss.py --batch 16 --length 256 --device cuda    batches of 4,096 tokens, on a GPU
 
 The paper's bound (DeepSeek-V3 section 3.3, appendix B.1): FP8's loss stays within 0.25 % of BF16's. The measure here:
 the mean loss over the last tenth of the steps, relative to another arm of the same seed. For a seed all arms begin with
-the same weights and see the same batches of 4 x 128 tokens in the same order, with BF16 moments. The arms:
+the same weights and see the same batches, 4 rows of 128 tokens or what --batch and --length say, in the same order, with
+BF16 moments. The arms:
 
     fp32       products in FP32
     halves     the same mathematics, each batch summed in two halves: what another order of additions does to a run
@@ -51,13 +53,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line]
 
 
-def run(arm: str, seed: int, steps: int) -> dict[str, Any]:
+def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one arm: its loss over the last tenth, a short curve, processor seconds a step."""
-    cfg = TrainConfig(steps=steps, batch_size=4, seq_len=128, seed=seed, moments="bf16", ema_decay=0)
-    cfg = TrainConfig(**cfg.binding | {"micro_batch": 2}) if arm == "halves" else cfg
+    steps = args.steps
+    cfg = TrainConfig(
+        steps=steps, batch_size=args.batch, seq_len=args.length, seed=seed, moments="bf16", ema_decay=0,
+        micro_batch=args.batch // 2 if arm == "halves" else args.batch,
+    )  # fmt: skip
     tokenizer = default_tokenizer()
     data = Packed(tokenizer, cfg.seq_len, seed=seed)
-    training = Run(tiny(), cfg, data, torch.device("cpu"), time.process_time, tokenizer)
+    training = Run(tiny(), cfg, data, torch.device(args.device), time.process_time, tokenizer)
     if recipe := RECIPES[arm]:
         convert(training.model, recipe)
     while not training.done:
@@ -66,10 +71,15 @@ def run(arm: str, seed: int, steps: int) -> dict[str, Any]:
     size, begin = max(steps // POINTS, 1), min(5, steps - 1)  # the first steps also read the corpus
     clock = [r["seconds"] for r in training.history]
     return {
-        "arm": arm, "seed": seed, "steps": steps, "last_tenth": statistics.mean(loss[-max(steps // 10, 1) :]),
+        "arm": arm, "seed": seed, **setting(args), "last_tenth": statistics.mean(loss[-max(steps // 10, 1) :]),
         "curve": [round(statistics.mean(loss[i : i + size]), 4) for i in range(0, steps, size)],
         "seconds_per_step": round((clock[-1] - clock[begin]) / max(steps - 1 - begin, 1), 4),
     }  # fmt: skip
+
+
+def setting(args: argparse.Namespace) -> dict[str, Any]:
+    """What runs must share to be compared."""
+    return {"steps": args.steps, "batch": args.batch, "length": args.length, "device": args.device}
 
 
 def differences(rows: list[dict[str, Any]], arm: str, base: str) -> list[float]:
@@ -113,24 +123,27 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    rows = [r for r in read(args.out) if r["steps"] == args.steps]
+    rows = [r for r in read(args.out) if setting(args).items() <= r.items()]
     done = {(r["arm"], r["seed"]) for r in rows}
     for seed in range(args.seeds):
         for arm in args.arms if not args.table else ():
             if (arm, seed) in done:
                 continue
-            rows.append(run(arm, seed, args.steps))
+            rows.append(run(arm, seed, args))
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "curve"}), flush=True)
             if args.save:
                 with open(args.out, "a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-    print(f"\n{args.steps} steps of 4 x 128 tokens\n\n{table(rows)}\n\n{verdict(rows)}")
+    print(f"\n{args.steps} steps of {args.batch} x {args.length} tokens\n\n{table(rows)}\n\n{verdict(rows)}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4, help="rows a step; an even number")
+    parser.add_argument("--length", type=int, default=128, help="tokens a row")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--arms", type=lambda s: s.split(","), default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=LOG)
     parser.add_argument("--no-save", dest="save", action="store_false", help="write no log")
