@@ -44,8 +44,10 @@ class Gate(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"]) -> tuple[Float[Tensor, "T K"], Int[Tensor, "T K"], Float[Tensor, "T E"]]:
         """(weights, indices, scores): the order of a token's K experts is unspecified."""
-        with torch.autocast(x.device.type, enabled=False):  # choosing experts is too delicate for BF16
-            logits = F.linear(x.float(), self.weight.float()) if x.dtype.itemsize < 4 else F.linear(x, self.weight)
+        if torch.is_autocast_enabled(x.device.type):  # asked first: to enter the context costs as much as to choose
+            with torch.autocast(x.device.type, enabled=False):  # choosing experts is too delicate for BF16
+                return self(x)
+        logits = F.linear(x.float(), self.weight.float()) if x.dtype.itemsize < 4 else F.linear(x, self.weight)
         scores = logits.sigmoid() if self.cfg.score_func == "sigmoid" else logits.softmax(-1)
         indices = self.choose(scores.detach())
         # g_i = s_i / sum_j s_j * route_scale, over the chosen, without the bias
@@ -80,9 +82,8 @@ def limit_groups(s: Float[Tensor, "T E"], groups: int, keep: int, best: int = 2)
     grouped = s.view(T, groups, E // groups)
     group_scores = grouped.topk(best, dim=-1).values.sum(-1)  # [T G]
     # not 0: biased scores may be negative, and a forbidden expert at 0 would win
-    lost = torch.ones_like(group_scores, dtype=torch.bool)
-    lost.scatter_(1, group_scores.topk(keep, dim=-1, sorted=False).indices, False)
-    return grouped.masked_fill(lost.unsqueeze(-1), float("-inf")).view(T, E)
+    lost = group_scores.topk(groups - keep, dim=-1, largest=False, sorted=False).indices
+    return grouped.scatter(1, lost.unsqueeze(-1).expand(-1, -1, E // groups), float("-inf")).view(T, E)
 
 
 def expert_load(indices: Int[Tensor, "T K"], n_experts: int) -> Int[Tensor, "E"]:
