@@ -29,7 +29,6 @@ from __future__ import annotations
 import copy
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
@@ -45,22 +44,21 @@ class LatentCache:
     """One layer's [c | k_pe], c after kv_norm, k_pe after RoPE, in a buffer [B, T_max, C + R]; `length` are filled."""
 
     def __init__(self, batch: int, max_len: int, width: int, device=None, dtype=None):
-        self.kv = torch.empty(batch, max_len, width, device=device, dtype=dtype)
+        # in memory the tokens of one feature lie side by side: q k^T reads them as they lie, a third faster
+        self.kv = torch.empty(batch, width, max_len, device=device, dtype=dtype).mT
         self.length = 0
 
     def append(self, c: Float[Tensor, "B S C"], k_pe: Float[Tensor, "B S R"]) -> Float[Tensor, "B T CR"]:
         """Write the S new latents and rotated keys behind the old ones and return all T so far, [c | k_pe]."""
         start, self.length = self.length, room(self.length, c.shape[1], self.kv.shape[1])
-        C = c.shape[-1]
-        self.kv[:, start : self.length, :C] = c
-        self.kv[:, start : self.length, C:] = k_pe
+        self.kv[:, start : self.length] = torch.cat([c, k_pe], -1)
         return self.kv[:, : self.length]
 
     def positions(self, S: int) -> Int[Tensor, "*b S"]:
         """Where the next S tokens stand."""
         return torch.arange(self.length, self.length + S, device=self.kv.device)
 
-    def mask(self, S: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B 1 SH T"] | None:
+    def mask(self, S: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B SH T"] | None:
         """The `query_mask` of the next S tokens, to be asked for before `append`; None where it would be all 0."""
         return None if S == 1 else query_mask(self.positions(S), self.length + S, heads, dtype)
 
@@ -99,19 +97,19 @@ class SlotCache(LatentCache):
         """Where the next S tokens of each row stand."""
         return self.lengths[:, None] + torch.arange(S, device=self.lengths.device)
 
-    def mask(self, S: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B 1 SH T"] | None:
+    def mask(self, S: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B SH T"] | None:
         """As `LatentCache.mask`, and a query does not look at another text's rest behind its own."""
         return query_mask(self.positions(S), int(self.lengths.max()) + S, heads, dtype)
 
 
-def query_mask(at: Int[Tensor, "*b S"], T: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B 1 SH T"]:
+def query_mask(at: Int[Tensor, "*b S"], T: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "#B SH T"]:
     """What the absorbed form adds to its scores: 0 where a query at position `at` may look, -inf beyond itself.
 
     The H queries of a token stand side by side, as queries of one key head. One mask serves all layers of a step.
     """
     beyond = torch.arange(T, device=at.device) > at.unsqueeze(-1)  # [*b S T]
     mask = torch.zeros(beyond.shape, dtype=dtype, device=at.device).masked_fill_(beyond, float("-inf"))
-    return mask.repeat_interleave(heads, -2).view(-1, 1, at.shape[-1] * heads, T)
+    return mask.repeat_interleave(heads, -2).view(-1, at.shape[-1] * heads, T)
 
 
 class MLA(nn.Module):
@@ -198,17 +196,17 @@ class MLA(nn.Module):
         q_nope: Float[Tensor, "B S H N"],
         q_pe: Float[Tensor, "B S H R"],
         kv: Float[Tensor, "B T CR"],
-        mask: Float[Tensor, "#B 1 SH T"] | None,
+        mask: Float[Tensor, "#B SH T"] | None,
     ) -> Float[Tensor, "B S H V"]:
         B, S, H, _ = q_nope.shape
         w_uk, w_uv = self.wkv_b.weight.view(H, self.N + self.V, self.C).split([self.N, self.V], 1)  # [H N C], [H V C]
         # q'_h = W_UK_h^T q_nope_h
         q_c = torch.bmm(q_nope.reshape(B * S, H, self.N).transpose(0, 1), w_uk).transpose(0, 1)  # [BS H C]
-        q = torch.cat([q_c.reshape(B, S * H, self.C), q_pe.reshape(B, S * H, self.R)], -1)  # [B SH C+R]
-        # score_j = scale (q'_h . c_j + q_pe_h . k_pe_j),  z_h = sum_j softmax_j c_j: one key head for all H queries.
-        # The values are the keys' first C features: the cache is read in place, the rest of the mix is thrown away
-        kv = kv.unsqueeze(1)  # [B 1 T C+R]
-        z = F.scaled_dot_product_attention(q.unsqueeze(1), kv, kv, mask, scale=self.scale)[..., : self.C]  # [B 1 SH C]
+        q = torch.cat([q_c.reshape(B, S * H, self.C), q_pe.reshape(B, S * H, self.R)], -1) * self.scale  # [B SH C+R]
+        # score_j = scale (q'_h . c_j + q_pe_h . k_pe_j),  z_h = sum_j softmax_j c_j: one key head for all H queries,
+        # whose values are the keys' first C features
+        scores = torch.bmm(q, kv.mT) if mask is None else torch.baddbmm(mask, q, kv.mT)  # [B SH T]
+        z = torch.bmm(scores.softmax(-1), kv[..., : self.C])  # [B SH C]
         # o_h = W_UV_h z_h
         o = torch.bmm(z.reshape(B * S, H, self.C).transpose(0, 1), w_uv.transpose(1, 2))  # [H BS V]
         return o.transpose(0, 1).reshape(B, S, H, self.V)

@@ -67,10 +67,10 @@ class MoE(nn.Module):
         flat = x.reshape(B * S, D)
         weights, indices, scores = self.gate(flat)
         # y = shared(x) + sum_k g_k E_k(x)
-        y = self.experts(flat, weights, indices).view(B, S, D)
+        y = self.experts(flat, weights, indices)
         if self.shared_experts is not None:
-            y = y + self.shared_experts(x)
-        return y, Routing(scores.view(B, S, -1), indices.view(B, S, -1))
+            y = y + self.shared_experts(flat)
+        return y.view(B, S, D), Routing(scores.view(B, S, -1), indices.view(B, S, -1))
 
 
 class Experts(nn.Module):

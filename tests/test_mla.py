@@ -66,8 +66,8 @@ def test_the_three_forms_agree_at_prefill_and_step_by_step(cfg, impl):
 
 def test_a_query_mask_lets_the_heads_of_a_token_look_up_to_itself():
     mask = query_mask(torch.tensor([2, 3]), 5, heads=3, dtype=torch.float64)
-    assert mask.shape == (1, 1, 6, 5) and mask.dtype == torch.float64
-    assert (mask[0, 0] == 0).int().tolist() == [[1, 1, 1, 0, 0]] * 3 + [[1, 1, 1, 1, 0]] * 3
+    assert mask.shape == (1, 6, 5) and mask.dtype == torch.float64
+    assert (mask[0] == 0).int().tolist() == [[1, 1, 1, 0, 0]] * 3 + [[1, 1, 1, 1, 0]] * 3
     assert mask.min() == float("-inf")
 
 
