@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         if x.dtype.itemsize < 4:  # bf16, fp16: statistics in fp32
             return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         if not torch.is_grad_enabled():
-            # F.rms_norm is several times slower for many rows; with eps as a tensor one operation does the work of three
+            # F.rms_norm is several times slower for many rows; eps as a tensor lets one operation do the work of three
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             inv_rms = norm.new_full((), self.eps).addcmul(norm, norm, value=1 / x.shape[-1]).rsqrt_()
             return (x * inv_rms).mul_(self.weight)

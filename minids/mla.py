@@ -44,7 +44,7 @@ class LatentCache:
     """One layer's [c | k_pe], c after kv_norm, k_pe after RoPE, in a buffer [B, T_max, C + R]; `length` are filled."""
 
     def __init__(self, batch: int, max_len: int, width: int, device=None, dtype=None):
-        # in memory the tokens of one feature lie side by side: q k^T reads them as they lie, a third faster
+        # in memory the tokens of one feature lie side by side: q k^T reads them as they lie, without a rearranged copy
         self.kv = torch.empty(batch, width, max_len, device=device, dtype=dtype).mT
         self.length = 0
 
