@@ -1,6 +1,7 @@
 """What R1's parts do by themselves, seed by seed: the language reward, a learned judge, distillation.
 
     python tests/benchmarks/r1.py --seeds 0 1 2 --out runs/r1.jsonl      about 5 minutes a seed on one core
+    python tests/benchmarks/r1.py --price --steps 120                    the price of the language reward alone, a table
     python tests/benchmarks/r1.py --run runs/r1                          the students alone, on what a long run kept
 
 From one cold start (82 s, as in `minids r1 --minutes 8`) two copies are reinforced for the same number of steps, one
@@ -19,6 +20,7 @@ import time
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
@@ -35,6 +37,7 @@ from minids.rl import RLConfig, RLRun
 from minids.tasks import accuracy
 
 alphabet = Alphabet()
+REWARDS = {"accuracy alone": accuracy, "with language": rule_reward}
 
 
 def settings(seed: int) -> RLConfig:
@@ -59,6 +62,32 @@ def paid_by(reward, cold: Transformer, steps: int, seed: int) -> tuple[Transform
     return model, asdict(examine(model, alphabet)) | {"seconds": spent}
 
 
+def both_rewards(seed: int, cold: Transformer, steps: int) -> tuple[dict, Transformer]:
+    """What each reward makes of one cold start, and the model that was paid for the language too."""
+    found, model = {"cold": say(seed, "cold", asdict(examine(cold, alphabet)))}, cold
+    for name, reward in REWARDS.items():
+        model, record = paid_by(reward, cold, steps, seed)
+        found[name] = say(seed, name, record)
+    return found, model
+
+
+def price_table(found: list[dict]) -> str:
+    """Accuracy a task and language with and without the reward: each seed, mean and standard deviation, difference."""
+    rows = {name: [[*f[name]["solved"].values(), f[name]["language"]] for f in found] for name in ("cold", *REWARDS)}
+    rows["difference"] = [
+        [b - a for a, b in zip(*pair, strict=True)] for pair in zip(*(rows[name] for name in REWARDS), strict=True)
+    ]
+    tasks = found[0]["cold"]["solved"]
+    lines = [f"| paid for | seed | {' | '.join(tasks)} | language |", "|---|---|" + "---|" * (len(tasks) + 1)]
+    for name, values in rows.items():
+        for f, row in zip(found, values, strict=True):
+            lines.append(f"| {name} | {f['seed']} | {' | '.join(f'{v:.3f}' for v in row)} |")
+        if len(found) > 1:
+            spread = [f"{mean(v):.3f} ± {stdev(v):.3f}" for v in zip(*values, strict=True)]
+            lines.append(f"| {name} | mean | {' | '.join(spread)} |")
+    return "\n".join(lines)
+
+
 def over_rewarded(cold: Transformer, pairs: int, steps: int, seed: int) -> dict:
     """Reinforcement by a learned judge alone: what it pays, what the reader would say, how long the answers get."""
     learner = Preferences(cold, alphabet, WIDTH, max_new=NEW, seed=seed)
@@ -78,11 +107,7 @@ def over_rewarded(cold: Transformer, pairs: int, steps: int, seed: int) -> dict:
 
 
 def one_seed(seed: int, cold: Transformer, steps: int, seconds: float) -> dict:
-    found = {"cold": say(seed, "cold", asdict(examine(cold, alphabet)))}
-    _, record = paid_by(accuracy, cold, steps, seed)
-    found["accuracy alone"] = say(seed, "accuracy alone", record)
-    teacher, record = paid_by(rule_reward, cold, steps, seed)
-    found["with language"] = say(seed, "with language", record)
+    found, teacher = both_rewards(seed, cold, steps)
     found["learned judge"] = say(seed, "learned judge", over_rewarded(cold, 40, 40, seed))
     samples = Rejection(teacher, mixture(seed + 2000), alphabet, seed)
     spend(samples, steps=12)
@@ -113,19 +138,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of reinforcement")
     parser.add_argument("--seconds", type=float, default=45, help="processor time of each student")
     parser.add_argument("--cold", type=Path, help="a model directory to start from instead of a cold start")
+    parser.add_argument("--price", action="store_true", help="only the two rewards, and a table of both")
     parser.add_argument("--run", type=Path, help="a finished run of `minids r1`: only the students, on what it kept")
     parser.add_argument("--out", type=Path, help="append each seed as a line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    every = []
     for seed in args.seeds:
         if args.run:
             students(seed, kept_by(args.run), args.seconds)
             continue
         cold = checkpoint.load_model(args.cold)[0].requires_grad_(True) if args.cold else cold_model(seed, 82)
-        found = {"seed": seed, **one_seed(seed, cold, args.steps, args.seconds)}
+        found = {"seed": seed, "steps": args.steps}
+        parts = both_rewards(seed, cold, args.steps)[0] if args.price else None
+        found |= parts or one_seed(seed, cold, args.steps, args.seconds)
+        every.append(found)
         if args.out:
             with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
+    if every:
+        print(price_table(every))
 
 
 if __name__ == "__main__":
