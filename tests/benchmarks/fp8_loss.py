@@ -7,7 +7,7 @@
 
 The paper's bound (DeepSeek-V3 section 3.3, appendix B.1): FP8's loss stays within 0.25 % of BF16's. The measure here:
 the mean loss over the last tenth of the steps, relative to another arm of the same seed. For a seed all arms begin with
-the same weights and see the same batches, 4 rows of 128 tokens or what --batch and --length say, in the same order, with
+the same weights and see the same batches in the same order, 4 rows of 128 tokens or what --batch and --length say, with
 BF16 moments. The arms:
 
     fp32       products in FP32
