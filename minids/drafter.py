@@ -6,7 +6,7 @@ section 3.3); feeding a drafter its own states while it is trained is arXiv 2503
 V3 trains the module for one token ahead. Decoding may repeat it for more (`speculate`), and then it reads its own state
 h^k where it has always read the main model's h: the second draft is kept much less often than the first. And its routed
 experts are what a draft spends most of its time on. So (`dense`) put one FFN in their place, and (`tune`) train the
-module as it is used, K times in a row:
+module as it is used, on texts half of which (`written`) the main model wrote itself, K times in a row:
 
     h^k_i = module(h^(k-1)_i, t_(i+k)),  k = 1 .. K           the same module each time
     q^k_i = softmax(head(h^k_i))                              what it says of t_(i+k+1)
@@ -23,7 +23,9 @@ Notebook: 16_decode.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,9 +33,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm, trange
 
 from minids import checkpoint
 from minids.corpus import Packed
+from minids.generate import generate
 from minids.model import Block, Transformer
 from minids.mtp import MTP, module_of
 from minids.needle import training
@@ -42,14 +46,20 @@ ASSET = Path(__file__).resolve().parent.parent / "assets" / "drafter.safetensors
 
 
 def dense(model: Transformer) -> MTP:
-    """`model.mtp[0]` with a new FFN of width inter_dim in place of its experts; all other weights are copied."""
+    """`model.mtp[0]` with a new FFN of width 2 inter_dim in place of its experts; all other weights are copied."""
     cfg, old = model.cfg, module_of(model).state_dict()
-    module = MTP(cfg, Block(cfg, moe=False))
+    module = MTP(cfg, Block(replace(cfg, inter_dim=2 * cfg.inter_dim), moe=False))
     for name, p in module.named_parameters():
         if ".ffn." in name:
             torch.nn.init.normal_(p, std=cfg.init_std)
     module.load_state_dict({name: t for name, t in old.items() if ".ffn." not in name}, strict=False)
     return module
+
+
+def written(model: Transformer, starts: Int[Tensor, "B P"], length: int, temperature: float) -> Int[Tensor, "B L"]:
+    """Rows of `length` tokens as the drafter will meet them: `starts`, and what the main model makes of them."""
+    new = generate(model, starts, length - starts.shape[1], temperature)
+    return torch.cat([starts, torch.tensor([list(row) for row in new], device=starts.device)], 1)
 
 
 def drafter_loss(model: Transformer, tokens: Int[Tensor, "B S"], depth: int = 3) -> Float[Tensor, ""]:
@@ -96,15 +106,31 @@ def shipped() -> Transformer:
 
 def main() -> None:
     """Make a drafter for the shipped model and write assets/drafter.safetensors, in BF16."""
+    parser = argparse.ArgumentParser(description="Make assets/drafter.safetensors, for the shipped model.")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=16, help="rows of 128 tokens a step, half of them self-written")
+    parser.add_argument("--pool", type=int, default=6144, help="self-written rows")
+    parser.add_argument("--device", default="cpu", help="cpu: half an hour on one core; cuda: minutes")
+    parser.add_argument("--out", type=Path, default=ASSET)
+    args = parser.parse_args()
     torch.manual_seed(0)
-    model, tokenizer = checkpoint.load_model(checkpoint.shipped())
+    model, tokenizer = checkpoint.load_model(checkpoint.shipped(), device=args.device)
     assert tokenizer is not None
-    model.mtp[0] = dense(model)
     data = Packed(tokenizer, 128, fim_rate=0.0)
-    for step, loss in enumerate(tune(model, lambda: data.batch(8)[:, :-1], 900, rate=2e-3), start=1):
+    # greedily and at temperature 1, in turns
+    pool = torch.cat([written(model, data.batch(256)[:, :24].to(args.device), 128, i % 2)
+                      for i in trange(-(-args.pool // 256), desc="the main model writes")])  # fmt: skip
+    model.mtp[0] = dense(model).to(args.device)
+
+    def batch() -> Int[Tensor, "B S"]:
+        mine = pool[torch.randint(len(pool), (args.rows // 2,), device=pool.device)]
+        return torch.cat([data.batch(args.rows - args.rows // 2)[:, :-1].to(args.device), mine])
+
+    bar = tqdm(tune(model, batch, args.steps, rate=2e-3), total=args.steps, desc="the drafter learns")
+    for step, loss in enumerate(bar):
         if step % 50 == 0:
-            print(f"step {step}: {loss:.3f} nats", flush=True)
-    checkpoint.write(ASSET, save({name: t.bfloat16() for name, t in model.mtp[0].state_dict().items()}))
+            bar.set_postfix(nats=f"{loss:.3f}")
+    checkpoint.write(args.out, save({name: t.bfloat16().cpu() for name, t in model.mtp[0].state_dict().items()}))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train one arm: its loss over the last tenth, a short curve, processor seconds a step."""
     steps = args.steps
     cfg = TrainConfig(
-        steps=steps, batch_size=args.batch, seq_len=args.length, seed=seed, moments="bf16", ema_decay=0,
+        steps=steps, batch_size=args.batch, seq_len=args.length, lr=args.lr, seed=seed, moments="bf16", ema_decay=0,
         micro_batch=args.batch // 2 if arm == "halves" else args.batch,
     )  # fmt: skip
     tokenizer = default_tokenizer()
@@ -79,7 +79,7 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def setting(args: argparse.Namespace) -> dict[str, Any]:
     """What runs must share to be compared."""
-    return {"steps": args.steps, "batch": args.batch, "length": args.length, "device": args.device}
+    return {"steps": args.steps, "batch": args.batch, "length": args.length, "lr": args.lr, "device": args.device}
 
 
 def differences(rows: list[dict[str, Any]], arm: str, base: str) -> list[float]:
@@ -134,7 +134,7 @@ def main(args: argparse.Namespace) -> None:
             if args.save:
                 with open(args.out, "a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-    print(f"\n{args.steps} steps of {args.batch} x {args.length} tokens\n\n{table(rows)}\n\n{verdict(rows)}")
+    print(f"\n{args.steps} steps of {args.batch} x {args.length} tokens, peak rate {args.lr:g}\n\n{table(rows)}\n\n{verdict(rows)}")
 
 
 if __name__ == "__main__":
@@ -143,6 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4, help="rows a step; an even number")
     parser.add_argument("--length", type=int, default=128, help="tokens a row")
+    parser.add_argument("--lr", type=float, default=TrainConfig.lr, help="the peak of the learning rate")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--arms", type=lambda s: s.split(","), default=list(RECIPES))
     parser.add_argument("--out", type=Path, default=LOG)
