@@ -11,13 +11,12 @@ Paper: DeepSeek-V3 section 3.3 and appendix B; the codes' meaning is OCP's "8-bi
                     for the weight gradient 128 x 1 along the tokens                 `TILE`, `BLOCK`, `COLUMN`
 
 A tensor core of Hopper adds with about 14 bits. DeepSeek-V3 copies the partial sums to FP32 every 128 products; without
-that, long sums lose their tail. `matmul_limited` imitates both.
+that, long sums lose their tail. `matmul_limited` does both, bit for bit as an H200 did (tests/benchmarks/hopper.py).
 
 Differs from the paper: a processor without FP8 units emulates it: values are rounded to the grid and multiplied in
-FP32, which is what the tensor core with FP32 promotion approximates. The 14 bits are a model of the hardware, not its
-bits. E5M6 is not published beyond its name; here it is IEEE-like, bias 15, largest 65024. The floor of 1e-4 under a
-tile's largest number is that of DeepSeek's inference code and of DeepGEMM; the training's is not published, and for
-gradients it would be far too high (`fp8_layers.Recipe`).
+FP32, which is what the tensor core with FP32 promotion approximates. E5M6 is not published beyond its name; here it is
+IEEE-like, bias 15, largest 65024. The floor of 1e-4 under a tile's largest number is that of DeepSeek's inference code
+and of DeepGEMM; the training's is not published, and for gradients it would be far too high (`fp8_layers.Recipe`).
 Left out: the layers, which are in `fp8_layers`.
 Notebook: 09_fp8. `python -m minids.fp8` prints the formats.
 """
@@ -291,28 +290,35 @@ def matmul_limited(
     bits: int = ACCUMULATOR_BITS,
     step: int = MMA_K,
 ) -> Float[Tensor, "R O"]:
-    """a b^T as a Hopper tensor core adds: `step` products at once, aligned to the largest, sums cut to `bits` bits.
+    """a b^T of numbers on an 8-bit grid as a Hopper tensor core adds them.
 
-    Every `promote` products the partial sum is added to an FP32 accumulator and starts anew; 0: never (no promotion).
-    A model of the published behaviour (V3 section 3.5.2), not of the hardware's bits. ValueError where `promote` is
-    not a multiple of `step`.
+    An instruction takes `step` products and the sum so far, aligns all of them to the largest exponent, drops what
+    falls out on the right of `bits` bits, adds, and cuts the sum to `bits` bits again. A product's exponent is that of
+    its factors, added. Every `promote` products the sum is added to an FP32 accumulator and starts anew; 0: never.
+    V3 section 3.5.2 describes it; that the sum is aligned with the products was found on an H200 (assets/hopper.json).
+    ValueError where `promote` is not a multiple of `step`.
     """
     if promote % step:
         raise ValueError(
             f"promotion happens between instructions of {step} products: promote must be a multiple of it, "
             f"got {promote}. V3 takes 128."
         )
-    R, K = a.shape
-    total = a.new_zeros(R, len(b))
+    total = a.new_zeros(len(a), len(b))
     partial = torch.zeros_like(total)
-    for start in range(0, K, step):
+    for start in range(0, a.shape[1], step):
         if promote and start and start % promote == 0:
             total, partial = total + partial, torch.zeros_like(partial)
-        products = a[:, None, start : start + step] * b[None, :, start : start + step]  # [R O step]
-        # the adder shifts each product to the largest one's exponent and drops what falls out on the right
-        ulp = torch.ldexp(torch.ones_like(total), torch.frexp(products.abs().amax(-1))[1] - bits)[..., None]
-        partial = cut(partial + torch.trunc(products / ulp).mul_(ulp).sum(-1), bits)
+        x, w = a[:, None, start : start + step], b[None, :, start : start + step]
+        largest = torch.maximum((exponent(x) + exponent(w)).amax(-1), exponent(partial))  # [R O]
+        ulp = torch.ldexp(torch.ones_like(total), largest + 1 - bits)
+        products = torch.trunc(x * w / ulp[..., None]).sum(-1)
+        partial = cut((products + torch.trunc(partial / ulp)) * ulp, bits)
     return total + partial
+
+
+def exponent(x: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+    """The e with 2^e <= |x| < 2^(e + 1); -50 for zero, which is below every number that matters."""
+    return torch.where(x == 0, -50, torch.frexp(x)[1] - 1)
 
 
 def cut(x: Float[Tensor, "*n"], bits: int) -> Float[Tensor, "*n"]:

@@ -254,22 +254,23 @@ def test_the_product_sums_block_by_block_with_each_blocks_scales():
 
 
 def exponent(x: Fraction) -> int:
-    """The e with 2^(e - 1) <= |x| < 2^e."""
-    return next(e for e in range(-60, 60) if abs(x) < Fraction(2) ** e)
+    """The e with 2^e <= |x| < 2^(e + 1)."""
+    return next(e for e in range(-60, 60) if abs(x) < Fraction(2) ** (e + 1)) if x else -60
 
 
 def limited_by_hand(a, b, promote, bits=14, step=32):
-    """One dot product in whole numbers: align to the largest exponent, drop the bits that fall out."""
+    """One dot product in whole numbers: products and sum aligned to the largest exponent, what falls out is dropped."""
     total, partial = 0.0, Fraction(0)
     for start in range(0, len(a), step):
         if promote and start and start % promote == 0:
             total, partial = total + float(partial), Fraction(0)
-        products = [
-            Fraction(x) * Fraction(y) for x, y in zip(a[start : start + step], b[start : start + step], strict=True)
+        pairs = [
+            (Fraction(x), Fraction(y)) for x, y in zip(a[start : start + step], b[start : start + step], strict=True)
         ]
-        ulp = Fraction(2) ** (exponent(max(abs(p) for p in products)) - bits)
-        partial += sum(int(p / ulp) for p in products) * ulp  # int() drops towards zero
-        ulp = Fraction(2) ** (exponent(partial) - bits)
+        largest = max([exponent(x) + exponent(y) for x, y in pairs] + [exponent(partial)])
+        ulp = Fraction(2) ** (largest + 1 - bits)
+        partial = (sum(int(x * y / ulp) for x, y in pairs) + int(partial / ulp)) * ulp  # int() drops towards zero
+        ulp = Fraction(2) ** (exponent(partial) + 1 - bits)
         partial = int(partial / ulp) * ulp
     return total + float(partial)
 
@@ -281,7 +282,22 @@ def test_the_limited_product_equals_whole_number_arithmetic(promote):
     got = matmul_limited(a, b, promote)
     for i in range(3):
         for j in range(2):
-            assert got[i, j].item() == pytest.approx(limited_by_hand(a[i].tolist(), b[j].tolist(), promote), rel=1e-6)
+            assert got[i, j].item() == pytest.approx(limited_by_hand(a[i].tolist(), b[j].tolist(), promote), rel=1e-7)
+
+
+def test_a_product_far_below_the_sum_so_far_is_lost_and_zeros_harm_nothing():
+    a, b = torch.zeros(1, 96), torch.ones(1, 96)
+    assert matmul_limited(a, b).item() == 0
+    a[0, 0], a[0, 33], a[0, 64] = 256, 2.0**-5, 2.0**-6  # 256 has 14 bits down to 2^-5
+    assert matmul_limited(a, b, promote=0).item() == 256 + 2.0**-5
+    assert matmul_limited(a, b, promote=32).item() == 256 + 2.0**-5 + 2.0**-6
+
+
+def test_a_product_is_aligned_by_the_exponents_of_its_factors():
+    # 1.75 x 1.75 = 3.06 lies above 2, its factors below: aligned to them, two products of 2^-13 survive until they add up
+    a, b = torch.tensor([[1.75, 2.0**-7, 2.0**-7]]), torch.tensor([[1.75, 2.0**-6, 2.0**-6]])
+    whole = torch.nn.functional.pad(a, (0, 29)), torch.nn.functional.pad(b, (0, 29))
+    assert matmul_limited(*whole).item() == 1.75**2 + 2.0**-12
 
 
 def test_promotion_keeps_long_sums_accurate():
@@ -289,7 +305,8 @@ def test_promotion_keeps_long_sums_accurate():
     a, b = E4M3.round(torch.rand(8, 4096) * 400), E4M3.round(torch.rand(8, 4096) * 400)
     exact = a.double() @ b.double().T
     without, with_it = (((matmul_limited(a, b, n) - exact) / exact).abs().max().item() for n in (0, 128))
-    assert 10 * with_it < without < 0.01
+    assert 10 * with_it < without
+    assert 0.06 < without < 0.08 and with_it < 0.001  # an H200 gave 6.6 % and 0.05 % for such sums
     with pytest.raises(ValueError, match="multiple of it, got 100"):
         matmul_limited(a, b, promote=100)
 
