@@ -58,8 +58,8 @@ def dense(model: Transformer) -> MTP:
 
 def written(model: Transformer, starts: Int[Tensor, "B P"], length: int, temperature: float) -> Int[Tensor, "B L"]:
     """Rows of `length` tokens as the drafter will meet them: `starts`, and what the main model makes of them."""
-    new = generate(model, starts, length - starts.shape[1], temperature)
-    return torch.cat([starts, torch.tensor([list(row) for row in new], device=starts.device)], 1)
+    new = torch.tensor(generate(model, starts, length - starts.shape[1], temperature), device=starts.device)
+    return torch.cat([starts, new], 1)
 
 
 def drafter_loss(model: Transformer, tokens: Int[Tensor, "B S"], depth: int = 3) -> Float[Tensor, ""]:

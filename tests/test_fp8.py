@@ -264,12 +264,11 @@ def limited_by_hand(a, b, promote, bits=14, step=32):
     for start in range(0, len(a), step):
         if promote and start and start % promote == 0:
             total, partial = total + float(partial), Fraction(0)
-        pairs = [
-            (Fraction(x), Fraction(y)) for x, y in zip(a[start : start + step], b[start : start + step], strict=True)
-        ]
-        largest = max([exponent(x) + exponent(y) for x, y in pairs] + [exponent(partial)])
+        x, y = ([Fraction(v) for v in row[start : start + step]] for row in (a, b))
+        pairs = list(zip(x, y, strict=True))
+        largest = max([exponent(u) + exponent(v) for u, v in pairs] + [exponent(partial)])
         ulp = Fraction(2) ** (largest + 1 - bits)
-        partial = (sum(int(x * y / ulp) for x, y in pairs) + int(partial / ulp)) * ulp  # int() drops towards zero
+        partial = (sum(int(u * v / ulp) for u, v in pairs) + int(partial / ulp)) * ulp  # int() drops towards zero
         ulp = Fraction(2) ** (exponent(partial) + 1 - bits)
         partial = int(partial / ulp) * ulp
     return total + float(partial)
@@ -294,7 +293,7 @@ def test_a_product_far_below_the_sum_so_far_is_lost_and_zeros_harm_nothing():
 
 
 def test_a_product_is_aligned_by_the_exponents_of_its_factors():
-    # 1.75 x 1.75 = 3.06 lies above 2, its factors below: aligned to them, two products of 2^-13 survive until they add up
+    # 1.75 x 1.75 = 3.06 lies above 2, its factors below: aligned to them, two products of 2^-13 live to add up
     a, b = torch.tensor([[1.75, 2.0**-7, 2.0**-7]]), torch.tensor([[1.75, 2.0**-6, 2.0**-6]])
     whole = torch.nn.functional.pad(a, (0, 29)), torch.nn.functional.pad(b, (0, 29))
     assert matmul_limited(*whole).item() == 1.75**2 + 2.0**-12

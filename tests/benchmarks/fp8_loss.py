@@ -134,9 +134,8 @@ def main(args: argparse.Namespace) -> None:
             if args.save:
                 with open(args.out, "a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
-    print(
-        f"\n{args.steps} steps of {args.batch} x {args.length} tokens, peak rate {args.lr:g}\n\n{table(rows)}\n\n{verdict(rows)}"
-    )
+    print(f"\n{args.steps} steps of {args.batch} x {args.length} tokens, peak rate {args.lr:g}, on {args.device}")
+    print(f"\n{table(rows)}\n\n{verdict(rows)}")
 
 
 if __name__ == "__main__":
