@@ -40,6 +40,14 @@ def test_the_loss_is_the_cross_entropy_of_each_draft_position_by_position() -> N
         assert drafter.drafter_loss(model, tokens, depth=2).item() == pytest.approx(want, rel=1e-5)
 
 
+def test_rows_begin_as_given_and_go_on_as_the_main_model_writes() -> None:
+    model, starts = make(), torch.randint(W, (3, 5))
+    rows = drafter.written(model, starts, 11, temperature=0)
+    assert rows.shape == (3, 11) and rows[:, :5].equal(starts)
+    for start, row in zip(starts.tolist(), rows.tolist(), strict=True):
+        assert row[5:] == generate(model, start, 6, temperature=0)
+
+
 def test_training_lowers_the_loss_and_moves_the_module_alone() -> None:
     model, tokens = make(), torch.randint(W, (4, 12))
     model.head.weight.data *= 8  # something to be learned
