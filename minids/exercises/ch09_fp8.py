@@ -359,8 +359,9 @@ PROMOTED_SUM = define(
     "9.5", "Move the sum in time", minutes=10, difficulty=2,
     statement="""
         An instruction adds 32 products; `parts` `[n, ...]` are n such sums, in fp32, taken as they are: that each
-        product is cut by itself is left out. Write `promoted_sum(parts, every)`: add them up in a register that is cut
-        to 14 bits after each addition, by `cut(number, 14)`. After `every` of them the register is added to a total in FP32, and starts at zero again.
+        product is cut by itself is left out. Write `promoted_sum(parts, every)`: add them up in a register that is
+        cut to 14 bits after each addition, by `cut(number, 14)`. After `every` of them the register is added to a
+        total in FP32, and starts at zero again.
         n need not be a multiple of `every`.
     """,
     hints=(
