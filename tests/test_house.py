@@ -21,9 +21,9 @@ FLOORS = [
     | {"events", "grammar", "lexicon", "maths", "phrases", "primer", "pycode", "stories", "tales", "world"},
     {"optim", "checkpoint", "train", "recipe", "fp8", "fp8_layers", "sft", "grpo", "rollout", "rl", "router_lab"}
     | {"pipeline", "dualpipe", "simulator", "pipeline_run", "expert_parallel", "network", "plan", "eplb"}
-    | {"processes", "sharded", "scoreboard", "drafter", "r1", "r1_stages", "language_mixing", "reward_model"}
+    | {"processes", "sharded", "scoreboard", "r1", "r1_stages", "language_mixing", "reward_model"}
     | {"verdicts", "distill", "run", "parallel", "zero"},
-    {"generate", "speculate", "kv8", "serving", "pools", "hf", "hf_config"}
+    {"generate", "speculate", "drafter", "kv8", "serving", "pools", "hf", "hf_config"}
     | {"service", "http_params", "http_api", "http_server"},
     {"plot", "widgets", "exercises", "ledger", "cli", "__main__"},
 ]
