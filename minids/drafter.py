@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=16, help="rows of 128 tokens a step, half of them self-written")
     parser.add_argument("--pool", type=int, default=6144, help="self-written rows")
-    parser.add_argument("--device", default="cpu", help="cpu: half an hour on one core; cuda: minutes")
+    parser.add_argument("--device", default="cpu", help="cpu: half an hour on one core; or cuda")
     parser.add_argument("--out", type=Path, default=ASSET)
     args = parser.parse_args()
     torch.manual_seed(0)

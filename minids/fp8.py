@@ -214,19 +214,22 @@ def tensor_core_matmul(a: Quantized, b: Quantized) -> Float[Tensor, "R O"]:
 
     RuntimeError without such a GPU; ValueError for other tiles, or a K that is not a multiple of 128.
     """
-    operands = tensor_core_operands(a, b)
+    x, w, sx, sw = tensor_core_operands(a, b)
     if not (a.values.is_cuda and torch.cuda.get_device_capability(a.values.device) == (9, 0)):
         where = torch.cuda.get_device_name(a.values.device) if a.values.is_cuda else "the processor"
         raise RuntimeError(
             f"FP8 products with a scale for each block need a Hopper GPU (compute capability 9.0); the matrix is on "
             f"{where}. `matmul` emulates it anywhere."
         )
+    return tensor_core_product(x, w, sx, sw)[: len(a.values), : len(b.values)].float()
+
+
+def tensor_core_product(x: Tensor, w: Tensor, sx: Tensor, sw: Tensor) -> Tensor:
+    """x w^T in BF16 of what `tensor_core_operands` gives: the kernel alone. Needs a Hopper GPU."""
     from torch.nn.functional import ScalingType, scaled_mm  # which an older torch lacks
 
-    x, w, sx, sw = operands
     kinds = ScalingType.BlockWise1x128, ScalingType.BlockWise128x128
-    y = scaled_mm(x, w.t(), sx, kinds[0], sw, kinds[1], output_dtype=torch.bfloat16)
-    return y[: len(a.values), : len(b.values)].float()
+    return scaled_mm(x, w.t(), sx, kinds[0], sw, kinds[1], output_dtype=torch.bfloat16)
 
 
 def tensor_core_operands(a: Quantized, b: Quantized) -> tuple[Tensor, Tensor, Tensor, Tensor]:

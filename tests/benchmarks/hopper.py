@@ -1,8 +1,10 @@
 """On a Hopper GPU: FP8 products with block scales, their speed, and how its tensor cores add, beside our model of them.
 
-    python tests/benchmarks/hopper.py                    half a minute; needs compute capability 9.0
+    python tests/benchmarks/hopper.py                              half a minute; without such a GPU it says so and ends
+    python tests/benchmarks/hopper.py --out assets/hopper.json     and write the tables down
 
-Three tables; what an H200 gave on 2026-11-26 is in assets/hopper.json:
+Three tables. What an H200 gave on 2026-11-26 is in assets/hopper.json, written down from the output of the trials that
+this program was made of:
 
     products   `fp8.tensor_core_matmul` against `fp8.matmul`, the emulation, at sizes of DeepSeek-V3's layers, and
                TFLOP/s of BF16, of FP8 with one scale, and of FP8 with a scale a tile (1 x 128) and block (128 x 128)
@@ -15,14 +17,29 @@ From K = 8192 on the library divides a sum among several workers, and the GPU's 
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minids.fp8 import BLOCK, PROMOTE, matmul, matmul_limited, quantize, tensor_core_matmul, tensor_core_operands
+from minids.fp8 import (
+    BLOCK,
+    PROMOTE,
+    matmul,
+    matmul_limited,
+    quantize,
+    tensor_core_matmul,
+    tensor_core_operands,
+    tensor_core_product,
+)
 
+Row = dict[str, Any]
 TOKENS = 4096
 SIZES = {"wq_b": (1536, 24576), "wo": (16384, 7168), "expert w13": (7168, 4096), "expert w2": (2048, 7168)}
 
@@ -40,7 +57,7 @@ def milliseconds(step: Callable[[], object], rounds: int = 20) -> float:
     return statistics.median(times[5:])
 
 
-def one_scale(x: Tensor, w: Tensor, fast: bool, dtype: torch.dtype) -> Tensor:
+def one_scale(x: Tensor, w: Tensor, fast: bool, dtype: torch.dtype = torch.float32) -> Tensor:
     """x w^T of E4M3 matrices with the scales 1."""
     from torch.nn.functional import ScalingType, scaled_mm
 
@@ -49,30 +66,23 @@ def one_scale(x: Tensor, w: Tensor, fast: bool, dtype: torch.dtype) -> Tensor:
     return scaled_mm(x, w.t(), one, kind, one, kind, output_dtype=dtype, use_fast_accum=fast)
 
 
-def blocks(operands: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    from torch.nn.functional import ScalingType, scaled_mm
-
-    x, w, sx, sw = operands
-    kinds = ScalingType.BlockWise1x128, ScalingType.BlockWise128x128
-    return scaled_mm(x, w.t(), sx, kinds[0], sw, kinds[1], output_dtype=torch.bfloat16)
-
-
-def products() -> None:
-    print("\n| layer | K | outputs | largest difference / largest value | BF16 | FP8, one scale | FP8, blocks |")
-    print("|---|---|---|---|---|---|---|")
+def products() -> list[Row]:
+    """How far the kernel is from the emulation, and TFLOP/s."""
+    rows: list[Row] = []
     for name, (K, O) in SIZES.items():
         x, w = torch.randn(TOKENS, K, device="cuda"), torch.randn(O, K, device="cuda") * K**-0.5
         a, b = quantize(x), quantize(w, BLOCK)
         want, got = matmul(a, b), tensor_core_matmul(a, b)
         off = ((got - want).abs().max() / want.abs().max()).item()
         operands, xh, wh = tensor_core_operands(a, b), x.bfloat16(), w.bfloat16()
-        times = [
-            milliseconds(lambda xh=xh, wh=wh: xh @ wh.t()),
-            milliseconds(lambda o=operands: one_scale(o[0], o[1], True, torch.bfloat16)),
-            milliseconds(lambda o=operands: blocks(o)),
-        ]
-        rates = [f"{2e-9 * TOKENS * K * O / t:.0f}" for t in times]
-        print(f"| {name} | {K} | {O} | {off:.5f} | {' | '.join(rates)} |", flush=True)
+        steps = {
+            "bf16": lambda xh=xh, wh=wh: xh @ wh.t(),
+            "fp8 one scale": lambda o=operands: one_scale(o[0], o[1], True, torch.bfloat16),
+            "fp8 blocks": lambda o=operands: tensor_core_product(*o),
+        }
+        rates = {what: round(2e-9 * TOKENS * K * O / milliseconds(step)) for what, step in steps.items()}
+        rows.append({"layer": name, "K": K, "outputs": O, "largest_difference": round(off, 5), "tflops": rates})
+    return rows
 
 
 def drawn(kind: str, K: int) -> list[Tensor]:
@@ -85,30 +95,46 @@ def drawn(kind: str, K: int) -> list[Tensor]:
     return found
 
 
-def sums() -> None:
-    print("\n| K | no promotion | promoted | matmul_limited, no promotion | promoted |\n|---|---|---|---|---|")
+def sums() -> list[Row]:
+    """The GPU's mean error on positive products, in per cent."""
+    rows: list[Row] = []
     for K in (512, 1024, 2048, 4096):
         x, w = drawn("positive", K)
         exact = x.double() @ w.double().t()
-        found = [one_scale(x, w, fast, torch.float32) for fast in (True, False)]
-        found += [matmul_limited(x.float(), w.float(), n) for n in (0, PROMOTE)]
-        errors = [100 * ((y - exact).sum() / exact.sum()).item() for y in found]
-        print(f"| {K} | " + " | ".join(f"{e:+.4f} %" for e in errors) + " |", flush=True)
+        ways = {"no promotion": one_scale(x, w, True), "promoted": one_scale(x, w, False)}
+        errors = {way: round(100 * ((y - exact).sum() / exact.sum()).item(), 5) for way, y in ways.items()}
+        rows.append({"K": K, "error_percent": errors})
+    return rows
 
 
-def bits() -> None:
-    print("\n| operands | K | same without promotion | same with it |\n|---|---|---|---|")
+def bits() -> list[Row]:
+    """How many of the GPU's sums, without promotion and with it, are those of `matmul_limited`."""
+    rows: list[Row] = []
     for kind in ("positive", "normal", "wide"):
         for K in (32, 64, 256, 4096):
             x, w = drawn(kind, K)
-            same = [(one_scale(x, w, fast, torch.float32) == matmul_limited(x.float(), w.float(), n)).float().mean()
-                    for fast, n in ((True, 0), (False, PROMOTE))]  # fmt: skip
-            print(f"| {kind} | {K} | {same[0]:.2%} | {same[1]:.2%} |", flush=True)
+            alike = [one_scale(x, w, fast) == matmul_limited(x.float(), w.float(), promote)
+                     for fast, promote in ((True, 0), (False, PROMOTE))]  # fmt: skip
+            same = sum(int(part.sum()) for part in alike)
+            rows.append({"operands": kind, "K": K, "sums": sum(part.numel() for part in alike), "same": same})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the tables to this file")
+    args = parser.parse_args()
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        print("no Hopper GPU (compute capability 9.0) here: nothing to measure")
+        return
+    torch.manual_seed(0)
+    found: Row = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "date": str(date.today()),
+                  "command": "python tests/benchmarks/hopper.py", "tokens": TOKENS}  # fmt: skip
+    found |= {"products": products(), "sums": sums(), "bits": bits()}
+    print(json.dumps(found, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; TFLOP/s at {TOKENS} tokens")
-    products()
-    sums()
-    bits()
+    main()
