@@ -3,8 +3,9 @@
     python tests/benchmarks/dense.py --minutes 10 --seeds 3 --out dense.jsonl      hours
     python tests/benchmarks/dense.py --minutes 0.2 --seeds 1 --eval-every 10       a check that it runs
 
-Time is processor time of all threads (time.process_time), so that a busy machine favours no arm; evaluation is not
-charged. Two series, a table for each:
+Time is processor time of all threads (time.process_time), so that a busy machine favours no arm; --wall takes the clock
+on the wall instead, for runs that have their cores to themselves. Evaluation is not charged. Two series, a table for
+each:
 
     time      every arm trains for --minutes; its schedule spans its own number of steps
     tokens    every arm trains for as many steps as the first arm made in `time` (its mean over seeds)
@@ -43,7 +44,7 @@ def arm_config(arm: str) -> Config:
 
 
 def key(row: dict[str, Any]) -> tuple:
-    return tuple(row[k] for k in ("series", "arm", "seed", "budget", "lr", "threads", "batch_size"))
+    return tuple(row[k] for k in ("series", "arm", "seed", "budget", "lr", "threads", "batch_size", "clock"))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -51,7 +52,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            rows.append({"clock": "processor"} | json.loads(line))
         except ValueError:
             continue
     return rows
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace, series: str, arm: str, seed: int, budget: floa
     """Train one arm, unless its row is there, and append its row."""
     row: dict[str, Any] = {
         "series": series, "arm": arm, "seed": seed, "budget": budget, "lr": args.lr.get(arm, TrainConfig.lr),
-        "threads": args.threads, "batch_size": args.batch,
+        "threads": args.threads, "batch_size": args.batch, "clock": args.clock,
     }  # fmt: skip
     if key(row) in [key(r) for r in done]:
         return
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace, series: str, arm: str, seed: int, budget: floa
         **limit, lr=row["lr"], batch_size=args.batch, seed=seed, eval_every=args.eval_every, eval_rows=args.eval_rows
     )
     model_cfg = arm_config(arm)
-    result = train(model_cfg, cfg, tokenizer=default_tokenizer(), clock=time.process_time, progress=not args.quiet)
+    clock = time.process_time if args.clock == "processor" else time.perf_counter
+    result = train(model_cfg, cfg, tokenizer=default_tokenizer(), clock=clock, progress=not args.quiet)
     if not result.finished:
         raise SystemExit("stopped; start the same command again to go on with the runs that are missing")
     kept = ("step", "tokens", "seconds", "lr", "main", "bits_per_byte")
@@ -92,7 +94,7 @@ def spread(values: list[float], digits: int = 3) -> str:
 def table(rows: list[dict[str, Any]], arms: list[str]) -> str:
     """Bits per byte by domain at the end of each run: mean ± standard deviation over seeds."""
     domains = list(rows[0]["curve"][-1]["bits_per_byte"])
-    head = ["arm", "parameters", "seeds", "steps", "M tokens", "CPU minutes", *domains, "mean"]
+    head = ["arm", "parameters", "seeds", "steps", "M tokens", "minutes", *domains, "mean"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for arm in arms:
         mine = [r for r in rows if r["arm"] == arm]
@@ -112,21 +114,28 @@ def main(args: argparse.Namespace) -> None:
     Packed(default_tokenizer(), 256).batch(1)  # reads the corpus once, so that the first arm does not pay for it
     done = read(args.out)
     # seeds outside, arms inside: what is there after an interruption compares all arms
-    for seed in range(args.seeds):
+    for seed in args.seeds if "time" in args.series else ():
         for arm in args.arms:
             run(args, "time", arm, seed, args.minutes, done)
-    current = [r for r in done if r["threads"] == args.threads and r["batch_size"] == args.batch
-               and r["seed"] < args.seeds and r["lr"] == args.lr.get(r["arm"], TrainConfig.lr)]  # fmt: skip
+    same = {"threads": args.threads, "batch_size": args.batch, "clock": args.clock}
+    current = [r for r in done if same.items() <= r.items() and r["lr"] == args.lr.get(r["arm"], TrainConfig.lr)]
     timed = [r for r in current if r["series"] == "time" and r["budget"] == args.minutes]
-    print(f"\nEqual time: {args.minutes:g} CPU minutes each, {args.threads} thread(s)\n\n{table(timed, args.arms)}")
-    if args.only_time:
+    if timed:
+        print(f"\nEqual time: {args.minutes:g} minutes each ({args.clock} clock), {args.threads} thread(s)\n")
+        print(table(timed, args.arms))
+    if "tokens" not in args.series:
         return
-    steps = round(statistics.mean(r["steps"] for r in timed if r["arm"] == args.arms[0]))
-    for seed in range(args.seeds):
+    steps = args.steps or round(statistics.mean(r["steps"] for r in timed if r["arm"] == args.arms[0]))
+    for seed in args.seeds:
         for arm in args.arms:
             run(args, "tokens", arm, seed, steps, done)
-    equal = [r for r in done if r["series"] == "tokens" and r["budget"] == steps and r["seed"] < args.seeds]
+    equal = [r for r in done if r["series"] == "tokens" and r["budget"] == steps]
     print(f"\nEqual tokens: {steps} steps each\n\n{table(equal, args.arms)}")
+
+
+def seeds(text: str) -> list[int]:
+    """ "3": the first three, "0,2": these two, "2,": this one."""
+    return [int(s) for s in text.split(",") if s] if "," in text else list(range(int(text)))
 
 
 def rates(text: str) -> dict[str, float]:
@@ -135,8 +144,11 @@ def rates(text: str) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="CPU minutes of all threads, for each run")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each run")
+    parser.add_argument(
+        "--wall", dest="clock", action="store_const", const="wall", default="processor", help="minutes on the wall"
+    )
+    parser.add_argument("--seeds", type=seeds, default="3", help="how many, or which: 0,2 or 2,")
     parser.add_argument("--arms", type=lambda s: s.split(","), default=list(ARMS), help="presets, or preset_no_mtp")
     parser.add_argument("--lr", type=rates, default={}, help="peak rates: tiny=3e-3,dense_total=2e-3")
     parser.add_argument("--batch", type=int, default=TrainConfig.batch_size)
@@ -144,6 +156,9 @@ if __name__ == "__main__":
     parser.add_argument("--eval-every", type=int, default=100, help="steps between points of the curve")
     parser.add_argument("--eval-rows", type=int, default=32, help="rows of 256 tokens for each domain")
     parser.add_argument("--out", type=Path, default=Path("dense.jsonl"))
-    parser.add_argument("--only-time", action="store_true", help="leave out the series of equal tokens")
+    parser.add_argument("--series", type=lambda s: s.split(","), default=["time", "tokens"], help="one, or time,tokens")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="of the series of equal tokens, instead of the first arm's"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     main(parser.parse_args())
