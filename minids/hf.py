@@ -214,7 +214,9 @@ def _to_theirs(model: Transformer, dtype: torch.dtype) -> tuple[dict[str, Tensor
         names = hf_names(key, model.cfg)
         w = w.detach().to("cpu", torch.float32 if key.endswith("gate.bias") else dtype)
         rows = w.reshape(-1, w.shape[-1]).chunk(len(names)) if w.dim() > 1 else [w]
-        (extra if key.startswith("mtp.") else main).update({n: r.clone() for n, r in zip(names, rows, strict=True)})
+        (extra if key.startswith("mtp.") else main).update(
+            {n: r.clone(memory_format=torch.contiguous_format) for n, r in zip(names, rows, strict=True)}
+        )
     if model.cfg.has_experts and not model.cfg.n_shared_experts:
         main |= _no_shared_experts(model.cfg, dtype)
     return main, extra

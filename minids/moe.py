@@ -98,21 +98,18 @@ class Experts(nn.Module):
         """One batched product with the chosen experts' own matrices: for one or two tokens."""
         T, K = indices.shape
         flat = indices.flatten()
-        w13 = self.w13.index_select(0, flat).view(T, -1, x.shape[-1])  # [T K2F D]
-        gate, up = torch.bmm(w13, x.unsqueeze(-1)).view(T * K, 2, -1, 1).unbind(1)  # [TK F 1] each
+        gate, up = torch.bmm(x.repeat_interleave(K, 0).unsqueeze(1), _fetch(self.w13, flat).mT).chunk(2, -1)  # [TK 1 F]
         a = F.silu(gate).mul_(up).mul_(weights.view(-1, 1, 1))
-        return torch.bmm(self.w2.index_select(0, flat), a).view(T, K, -1).sum(1)
+        return torch.bmm(a, _fetch(self.w2, flat).mT).view(T, K, -1).sum(1)
 
     def every(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
         """Every expert on every token, weight 0 where not chosen: for a few tokens that together need most experts."""
-        E, D, F_ = self.w2.shape
-        T = len(x)
-        g = weights.new_zeros(T, E).scatter_(1, indices, weights)
-        gate, up = F.linear(x, self.w13.view(-1, D)).view(T, E, 2, F_).unbind(2)  # [T E F] each
-        a = F.silu(gate).mul_(up).mul_(g.unsqueeze(-1))
-        return torch.bmm(a.transpose(0, 1), self.w2.transpose(1, 2)).sum(0)
+        T, E = len(x), len(self.w13)
+        g = weights.new_zeros(T, E).scatter_(1, indices, weights).t().unsqueeze(-1)  # [E T 1]
+        gate, up = torch.bmm(x.expand(E, -1, -1), self.w13.mT).chunk(2, -1)  # [E T F] each
+        return torch.bmm(F.silu(gate).mul_(up).mul_(g), self.w2.mT).sum(0)
 
     def sorted(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
@@ -166,6 +163,11 @@ class _SortedExperts(torch.autograd.Function):
             torch.mm(dh.t(), xs[rows], out=dw13[e])
             torch.mm(dh, w13[e], out=d_out)  # its rows are spent
         return _sum_rows(dy, back.view(T, K)), dw13, dw2, dg.index_select(0, back).view(T, K), None, None
+
+
+def _fetch(w: Tensor, experts: Tensor) -> Tensor:
+    """w[experts], as it lies in memory (`Transformer.for_decoding`)."""
+    return w.mT.index_select(0, experts).mT if w.mT.is_contiguous() else w.index_select(0, experts)
 
 
 def _sum_rows(rows: Tensor, places: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from dataclasses import replace
@@ -9,8 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minids import checkpoint
 from minids.config import Config, dense_active
 from minids.generate import Sampling, Text, Tokens, draw, generate, nucleus, penalised, probabilities, stream
+from minids.hf import to_hf
 from minids.model import Transformer
 from minids.tokenizer import default_tokenizer
 
@@ -213,14 +216,31 @@ def test_generation_builds_no_graph(model, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("T", [1, 5, 40])
-def test_the_three_ways_to_run_the_experts_are_one_function(model, T):
-    moe = model.layers[1].ffn
+def test_the_three_ways_to_run_the_experts_are_one_function(model, T, turned):
+    moe = (model.for_decoding() if turned else model).layers[1].ffn
     x = torch.randn(T, CFG.dim)
     weights, indices, _ = moe.gate(x)
     want = moe.experts.sorted(x, weights, indices)
     for way in (moe.experts.gathered, moe.experts.every, moe.experts):
         torch.testing.assert_close(way(x, weights, indices), want)
+
+
+def test_a_model_laid_out_for_decoding_has_the_same_weights_and_writes_the_same(model, tmp_path):
+    turned = copy.deepcopy(model).for_decoding()
+    matrices = [name for name, p in turned.named_parameters() if p.ndim > 1 and p.mT.is_contiguous()]
+    assert len(matrices) == sum(p.ndim > 1 for p in model.parameters()) - 1 - len(model.gates())  # embedding and gates
+    for name, p in turned.state_dict().items():
+        assert torch.equal(p, model.state_dict()[name]), name
+    for how, of in (("plain", model), ("turned", turned)):
+        checkpoint.save_model(tmp_path / how, of, None)
+        to_hf(of, tmp_path / f"{how} hf")
+    for path in tmp_path.glob("plain*/*"):
+        twin = tmp_path / path.parent.name.replace("plain", "turned") / path.name
+        assert path.read_bytes() == twin.read_bytes(), path.name
+    for prompts in ([PROMPT], [PROMPT, PROMPT[::-1]] * 4):
+        assert generate(turned, prompts, 15, temperature=0) == generate(model, prompts, 15, temperature=0)
 
 
 def test_an_interrupted_generation_leaves_the_model_as_it_was(model, monkeypatch):

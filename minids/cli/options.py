@@ -28,4 +28,4 @@ def load(args: argparse.Namespace) -> tuple[Transformer, Tokenizer]:
     model, tokenizer = checkpoint.load_model(path, device=args.device)
     if tokenizer is None:
         raise ValueError(f"text needs a tokenizer, and {path} holds none. Put its tokenizer.json beside the weights.")
-    return model, tokenizer
+    return model.for_decoding(), tokenizer

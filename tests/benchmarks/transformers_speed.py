@@ -17,6 +17,7 @@ How it measures, so that the comparison is fair:
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import statistics
 import subprocess
@@ -198,6 +199,7 @@ def hf_decoder(model, prompt: torch.Tensor, steps: int, kind: str) -> Step:
 
 
 def decoding_table(directory: Path, model: Transformer, quick: bool, now: Callable[[], float]) -> None:
+    model = copy.deepcopy(model).for_decoding()
     steps = 32  # a call's first few find the processor's cache full of the other side's data
     print("\n### Greedy decoding, tiny preset, fp32: tokens a second over the whole batch\n")
     print("| batch | context | transformers' fastest setting | transformers | minids absorbed | ratio | same tokens |")
