@@ -10,11 +10,12 @@
 
 PYTHON ?= python3
 PIP_ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 NB ?= $(wildcard notebooks/[0-9]*.ipynb)
 
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+# three for two cores, as a browser is waited for; the longest files, the notebooks, come first
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 	--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False
@@ -27,7 +28,7 @@ lab: .venv/installed
 	$(BIN)/jupyter lab notebooks/00_start.ipynb
 
 test: lint
-	$(PYTEST) tests $(wildcard notebooks/[0-9]*.ipynb) $(NBVAL)
+	$(PYTEST) $(wildcard notebooks/[0-9]*.ipynb) tests $(NBVAL)
 
 check: lint
 	$(PYTEST) tests -m "not slow and not browser"
