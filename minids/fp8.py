@@ -11,7 +11,7 @@ Paper: DeepSeek-V3 section 3.3 and appendix B; the codes' meaning is OCP's "8-bi
                     for the weight gradient 128 x 1 along the tokens                 `TILE`, `BLOCK`, `COLUMN`
 
 A tensor core of Hopper adds with about 14 bits. DeepSeek-V3 copies the partial sums to FP32 every 128 products; without
-that, long sums lose their tail. `matmul_limited` does both, bit for bit as an H200 did (tests/benchmarks/hopper.py).
+that, long sums lose their tail. `matmul_limited` does both, bit for bit as on Hopper GPUs (tests/benchmarks/hopper.py).
 
 Differs from the paper: a processor without FP8 units emulates it: values are rounded to the grid and multiplied in
 FP32, which is what the tensor core with FP32 promotion approximates. E5M6 is not published beyond its name; here it is
@@ -298,7 +298,7 @@ def matmul_limited(
     An instruction takes `step` products and the sum so far, aligns all of them to the largest exponent, drops what
     falls out on the right of `bits` bits, adds, and cuts the sum to `bits` bits again. A product's exponent is that of
     its factors, added. Every `promote` products the sum is added to an FP32 accumulator and starts anew; 0: never.
-    V3 section 3.5.2 describes it; that the sum is aligned with the products was found on an H200 (assets/hopper.json).
+    V3 section 3.5.2 describes it; that the sum is aligned with the products was found on GPUs (assets/hopper.json).
     ValueError where `promote` is not a multiple of `step`.
     """
     if promote % step:

@@ -1,7 +1,8 @@
 """In JupyterLab and a real Chromium, the widgets do what a reader expects: a moved slider changes the picture.
 
 A notebook is opened as a copy, cut down to the cells that its widgets need (nbval has run the others). All cells are
-run, and each picture has a slider moved by the keyboard or another entry of a menu taken. Nothing may be asked of any other host.
+run, and each picture has a slider moved by the keyboard or another entry of a menu taken. Nothing may be asked of any
+other host.
 """
 
 from __future__ import annotations

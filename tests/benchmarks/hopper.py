@@ -3,8 +3,7 @@
     python tests/benchmarks/hopper.py                              half a minute; without such a GPU it says so and ends
     python tests/benchmarks/hopper.py --out assets/hopper.json     and write the tables down
 
-Three tables. What an H200 gave on 2026-11-26 is in assets/hopper.json, written down from the output of the trials that
-this program was made of:
+Three tables. What an H100 gave on 2026-11-26 is in assets/hopper.json:
 
     products   `fp8.tensor_core_matmul` against `fp8.matmul`, the emulation, at sizes of DeepSeek-V3's layers, and
                TFLOP/s of BF16, of FP8 with one scale, and of FP8 with a scale a tile (1 x 128) and block (128 x 128)
