@@ -1,15 +1,28 @@
 """Every test runs with the shapes in minids' signatures checked, one thread and fixed random numbers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import beartype
 import jaxtyping
 import pytest
 import torch
 
+
+def checked(fn: Callable) -> Callable:
+    """What jaxtyping has a function's parameters checked with before each call, and its result after it.
+
+    For the second it hands over all annotations again. Only the result's is kept: the parameters' sizes are known by
+    then, and to look at them twice takes time. An int will do for a float, as Python's own typing rules say.
+    """
+    if fn.__annotations__.get("return", Any) is not Any:
+        fn.__annotations__ = {"return": fn.__annotations__["return"]}
+    return beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(fn)
+
+
 # Before any test imports minids: from here on each call of a function of the package compares its tensors with the
-# shapes written in its signature.
-# Where a float is asked for an int will do, as Python's own typing rules say; the hook takes the checker by its name.
-beartype.numeric_tower = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
-jaxtyping.install_import_hook("minids", "beartype.numeric_tower")
+# shapes written in its signature. The hook takes the checker by its name.
+jaxtyping.install_import_hook("minids", f"{__name__}.checked")
 
 torch.set_num_threads(1)  # two workers share two cores, and sums come out the same on every machine
 

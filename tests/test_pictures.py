@@ -189,22 +189,19 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 @each_drawing
-def test_a_picture_is_the_same_each_time_on_solid_white_with_a_description(draw: Callable[[], plot.Picture]) -> None:
-    picture = draw()
-    image = pixels(picture.png())
-    assert picture.png() == draw().png()
+def test_a_picture_is_the_same_each_time_on_solid_white_with_a_description_and_leaves_no_trace(
+    draw: Callable[[], plot.Picture],
+) -> None:
+    before = dict(mpl.rcParams)
+    picture, again = draw(), draw()
+    png = picture.png()
+    data, extra = picture._repr_mimebundle_()
+    assert data["image/png"] == png == again.png()
+    assert dict(mpl.rcParams) == before and pyplot.get_fignums() == []
+    image = pixels(png)
     assert (image[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and (image == 255).mean() > 0.3
     assert len(picture.alt) > 20 and repr(picture) == f"Picture: {picture.alt}"
-    data, extra = picture._repr_mimebundle_()
     assert data["text/plain"] == repr(picture) and extra["image/png"]["alt"] == picture.alt
-
-
-@each_drawing
-def test_drawing_changes_no_setting_and_opens_no_figure(draw: Callable[[], plot.Picture]) -> None:
-    before = dict(mpl.rcParams)
-    draw().png()
-    assert dict(mpl.rcParams) == before
-    assert pyplot.get_fignums() == []
 
 
 def test_the_reader_s_own_settings_do_not_change_a_picture() -> None:
