@@ -6,6 +6,7 @@ import math
 import random
 import signal
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def small(seed: int = 0) -> Transformer:
     return Transformer(SMALL, torch.Generator().manual_seed(seed))
 
 
+def short_exam(model, alphabet, stage, judge=None):
+    return examine(model, alphabet, stage, n=2, samples=1, judge=judge)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Responses of 7 tokens and small examinations: what a run does in every stage, in a second."""
+    monkeypatch.setattr("minids.r1.NEW", 7)
+    monkeypatch.setattr("minids.r1_stages.NEW", 7)
+    monkeypatch.setattr("minids.r1.examine", short_exam)
+
+
 # --- what is held out
 
 
@@ -74,6 +87,7 @@ def test_no_sum_of_an_examination_is_in_any_training_set_in_either_language_or_a
     assert len(shown) > 2000 and not examined & shown
 
 
+@pytest.mark.usefixtures("short")
 def test_the_stages_train_on_the_train_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     encode = Alphabet.encode_prompts
@@ -296,17 +310,16 @@ def without_times(records: list) -> list:
     return [{k: v for k, v in r.items() if "seconds" not in k} for r in records]
 
 
-def short_exam(model, alphabet, stage, judge=None):
-    return examine(model, alphabet, stage, n=2, samples=1, judge=judge)
+@cache
+def never_stopped(cfg: R1Config) -> R1Run:
+    return train_r1(R1Run(cfg, alphabet, SMALL), progress=False)
 
 
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("every", [1, 4])
-def test_a_run_that_is_stopped_everywhere_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
-) -> None:
-    monkeypatch.setattr("minids.r1.examine", short_exam)
+def test_a_run_that_is_stopped_everywhere_goes_on_to_the_same_bits(tmp_path: Path, every: int) -> None:
     cfg = R1Config(steps=2, **FEW)
-    whole = train_r1(R1Run(cfg, alphabet, SMALL), progress=False)
+    whole = never_stopped(cfg)
     assert whole.finished and [row.stage for row in whole.table] == [
         stage.name for stage in RECIPE if stage.kind in ("imitate", "reinforce")
     ]
@@ -323,10 +336,8 @@ def test_a_run_that_is_stopped_everywhere_goes_on_to_the_same_bits(
     assert [row.solved for row in again.table] == [row.solved for row in whole.table]
 
 
-def test_the_second_fine_tuning_starts_from_the_cold_model_not_from_the_reinforced_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("minids.r1.examine", short_exam)
+@pytest.mark.usefixtures("short")
+def test_the_second_fine_tuning_starts_from_the_cold_model_not_from_the_reinforced_one() -> None:
     run = R1Run(R1Config(steps=1, **FEW), alphabet, SMALL)
     while RECIPE[run.stage].name != "SFT on the mixture":
         run.advance()
@@ -334,10 +345,10 @@ def test_the_second_fine_tuning_starts_from_the_cold_model_not_from_the_reinforc
     assert run.policy is not run.cold and all(torch.equal(x, y) for x, y in cold)
 
 
+@pytest.mark.usefixtures("short")
 def test_ctrl_c_saves_and_another_run_s_checkpoint_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("minids.r1.examine", short_exam)
     run = R1Run(R1Config(steps=2, **FEW), alphabet, SMALL)
     train_r1(run, tmp_path, progress=False, on_exam=lambda r: signal.raise_signal(signal.SIGINT))
     assert "Stopped in the stage 'reasoning RL'" in capsys.readouterr().out
@@ -347,14 +358,15 @@ def test_ctrl_c_saves_and_another_run_s_checkpoint_is_refused(
         R1Run(R1Config(steps=2, seed=1, **FEW), alphabet, SMALL).resume(tmp_path)
 
 
-def test_a_run_keeps_to_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minids.r1.examine", short_exam)
-    run = train_r1(R1Run(R1Config(minutes=0.05, **FEW), alphabet, SMALL), progress=False)
-    assert run.finished and 2.5 < run.total < 9  # 3 s, and one step too many in each of seven stages
+@pytest.mark.usefixtures("short")
+def test_a_run_keeps_to_its_time() -> None:
+    run = train_r1(R1Run(R1Config(minutes=0.02, **FEW), alphabet, SMALL), progress=False)
+    assert run.finished and 1.0 < run.total < 7.2  # 1.2 s, and one step too many in each of seven stages
     assert len(table(run.table).splitlines()) == 2 + len(run.table)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short")
 def test_the_command_runs_all_stages_prints_the_table_and_leaves_two_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
