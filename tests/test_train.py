@@ -6,26 +6,27 @@ import dataclasses
 import errno
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import get_context
 
 from minids import checkpoint
 from minids.config import Config, tiny
 from minids.corpus import eval_rows
 from minids.fp8_layers import Fp8Linear
 from minids.model import Transformer
+from minids.processes import start_method
 from minids.recipe import Plan, TrainConfig
 from minids.tokenizer import Tokenizer, default_tokenizer
-from minids.train import Run, bits_per_byte, evaluate, train
+from minids.train import Result, Run, bits_per_byte, evaluate, train
 
 SMALL = dataclasses.replace(
     tiny(), vocab_size=37, dim=24, n_layers=2, inter_dim=20, n_heads=2, q_lora_rank=10, kv_lora_rank=12,
@@ -69,19 +70,25 @@ def fit(cfg: TrainConfig = SHORT, out: Path | None = None, model: Config = SMALL
     return train(model, cfg, out, data=kwargs.pop("data", Rows(cfg.seq_len)), progress=False, **kwargs)
 
 
+@cache
+def whole() -> Result:
+    """The run of SHORT that nothing stopped."""
+    return fit()
+
+
 def same_weights(a: Transformer, b: Transformer) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_training_learns_to_count():
-    history = fit(dataclasses.replace(SHORT, steps=80, lr=1e-2)).history
+    history = fit(dataclasses.replace(SHORT, steps=40, lr=1e-2)).history
     # an untrained model guesses nearly uniformly: logits of deviation s = 0.045 sqrt(128) add about s^2 / 2 to ln W
     assert history[0]["main"] == pytest.approx(math.log(37) + 0.045**2 * 128 / 2, abs=0.1)
     assert history[-1]["main"] < 0.6 * history[0]["main"]
 
 
 def test_history_tells_rates_tokens_and_balance_of_every_layer():
-    result = fit()
+    result = whole()
     assert [r["step"] for r in result.history] == list(range(1, 13))
     assert [r["tokens"] for r in result.history] == [33 * s for s in range(1, 13)]
     assert [r["lr"] for r in result.history] == [SHORT.schedule.at(s, (s - 1) / 12) for s in range(1, 13)]
@@ -145,7 +152,7 @@ def test_batch_ramp_grows_the_batch_by_tokens_seen():
 
 
 def test_average_is_kept_and_differs_from_the_weights():
-    result = fit()
+    result = whole()
     assert result.ema is not None and not same_weights(result.ema, result.model)
     assert fit(dataclasses.replace(SHORT, ema_decay=0.0)).ema is None
 
@@ -153,7 +160,7 @@ def test_average_is_kept_and_differs_from_the_weights():
 def test_fp8_training_follows_fp32_closely_but_not_to_the_bit():
     rounded = train(SMALL, dataclasses.replace(SHORT, precision="fp8"), data=Rows(), progress=False)
     assert any(isinstance(m, Fp8Linear) for m in rounded.model.modules())
-    losses = [[h["loss"] for h in run.history] for run in (rounded, train(SMALL, SHORT, data=Rows(), progress=False))]
+    losses = [[h["loss"] for h in run.history] for run in (rounded, whole())]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
@@ -391,7 +398,7 @@ def test_settings_that_do_not_touch_the_weights_may_change(tmp_path):
     with pytest.raises(Killed):
         fit(dataclasses.replace(SHORT, save_every=2), tmp_path / "run", on_step=kill_at(5))
     result = fit(dataclasses.replace(SHORT, save_every=3, keep=4), tmp_path / "run")
-    assert same_weights(result.model, fit().model)
+    assert same_weights(result.model, whole().model)
 
 
 def test_a_directory_whose_making_was_interrupted_is_made_anew(tmp_path):
@@ -411,7 +418,7 @@ def test_ctrl_c_finishes_the_step_saves_and_tells_how_to_go_on(tmp_path, capsys)
     assert not stopped.finished and stopped.step == 4
     assert "Stopped after step 4" in (said := capsys.readouterr().out) and "same command again" in said
     assert signal.getsignal(signal.SIGINT) is before
-    assert same_weights(fit(out=tmp_path / "run").model, fit().model)
+    assert same_weights(fit(out=tmp_path / "run").model, whole().model)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
@@ -460,36 +467,34 @@ def test_training_works_in_a_thread_that_hears_no_signals():
         assert pool.submit(fit).result().finished
 
 
-CHILD = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_train import SMALL, SHORT, Rows, train, dataclasses
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-cfg = dataclasses.replace(SHORT, steps=40, save_every=1)
-def go_on(record):
-    print(record["step"], flush=True)
-    sys.stdin.readline()
-train(SMALL, cfg, Path(sys.argv[1]), data=Rows(), progress=False, on_step=go_on)
-"""
+def step_by_step(cfg: TrainConfig, out: Path, told: Connection) -> None:
+    """In a process of its own: tell of each step, and go on when the parent has answered."""
+    torch.set_num_threads(1)
+
+    def tell(record):
+        told.send(record["step"])
+        told.recv()
+
+    fit(cfg, out, on_step=tell)
 
 
 @pytest.mark.slow
 def test_a_run_killed_by_sigkill_while_it_saves_always_goes_on_with_the_same_bits(tmp_path):
-    cfg = dataclasses.replace(SHORT, steps=40, save_every=1)
-    script, out = tmp_path / "child.py", tmp_path / "run"
-    script.write_text(CHILD.format(tests=str(Path(__file__).parent)), encoding="utf-8")
+    cfg, out, context = (
+        dataclasses.replace(SHORT, steps=20, save_every=1),
+        tmp_path / "run",
+        get_context(start_method()),
+    )
     for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, str(script), str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        told, tell = context.Pipe()
+        child = context.Process(target=step_by_step, args=(cfg, out, tell))
+        child.start()
         for _ in range(5):  # five steps, then the kill falls into the writing of a checkpoint
-            child.stdout.readline()
-            child.stdin.write("\n")
-            child.stdin.flush()
-        child.kill()
-        child.communicate()
+            assert told.poll(60)
+            told.recv()
+            told.send("go on")
+        child.kill()  # SIGKILL where there are signals
+        child.join()
         assert len(checkpoint.checkpoints(out)) >= 1
+    assert not (out / "model.safetensors").exists()
     assert same_weights(fit(cfg, out).model, fit(cfg).model)
