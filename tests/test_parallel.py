@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import dataclasses
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -19,13 +24,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing import get_context
 
 from minids import checkpoint
 from minids.config import tiny
-from minids.parallel import Layout
-from minids.processes import launch
+from minids.parallel import Layout, ParallelRun
+from minids.processes import join, launch, start_method
 from minids.recipe import TrainConfig
-from minids.train import main, train, train_together
+from minids.train import _part, main, train, train_together
 
 CFG = dataclasses.replace(
     tiny(), vocab_size=37, dim=24, n_layers=4, inter_dim=20, n_heads=2, q_lora_rank=10, kv_lora_rank=12,
@@ -228,21 +234,16 @@ def test_the_command_ends_with_one_line_before_it_starts_a_process(capsys: pytes
 # --- the commands, and processes that are killed
 
 
-def python(*arguments: str, **environment: str) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
-
-
 SMALL = ["--set", "n_layers=2", "dim=32", "n_heads=2", "--batch-size", "4", "--seq-len", "16", "--quiet"]
 
 
 @pytest.mark.slow
 def test_under_torchrun_process_0_prints_the_losses_of_one_process(tmp_path: Path) -> None:
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minids.train"]
-    command = [*start, "--pp", "2", "--steps", "2", *SMALL, "--out", str(tmp_path / "run")]
-    out, err = python(*command).communicate(timeout=120)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, "-m", "minids.train", "--pp", "2", "--steps", "2", *SMALL, "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    out, err = done.stdout, done.stderr
     small = dataclasses.replace(tiny(), n_layers=2, dim=32, n_heads=2)
     want = train(small, TrainConfig(steps=2, batch_size=4, seq_len=16), progress=False).history
     losses = [float(x) for x in re.findall(r"step \d: loss ([\d.]+)", out)]
@@ -251,83 +252,77 @@ def test_under_torchrun_process_0_prints_the_losses_of_one_process(tmp_path: Pat
     assert checkpoint.load_model(tmp_path / "run")[0].cfg == small
 
 
-DIES = """
-import os, signal, sys
-import torch.distributed as dist
-from minids import parallel, train
-agreed = parallel.ParallelRun.agreed
-def dies(self, stop):
-    if self.step == 2 and dist.get_rank() == 1:
-        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-    return agreed(self, stop)
-parallel.ParallelRun.agreed = dies
-if __name__ == "__main__":
-    sys.exit(train.main(sys.argv[1:]))
-"""
+def part_that_dies(args: argparse.Namespace, layout: Layout) -> bool:
+    """A process's part of the command, as it is, but process 1 is killed after step 2. Process 0 prints to a file."""
+    agreed = ParallelRun.agreed
+
+    def dies(self: ParallelRun, stop: bool) -> bool:
+        if self.step == 2 and dist.get_rank() == 1:
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        return agreed(self, stop)
+
+    ParallelRun.agreed = dies
+    with open(f"{args.out}.{dist.get_rank()}", "w", buffering=1) as said, contextlib.redirect_stdout(said):
+        return _part(args, layout)
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_command_with_one_message(tmp_path: Path) -> None:
-    script = tmp_path / "dies.py"
-    script.write_text(DIES, encoding="utf-8")
-    command = python(
-        str(script), "--pp", "2", "--steps", "9", *SMALL, "--save-seconds", "0", "--out", str(tmp_path / "run")
-    )
-    try:
-        out, err = command.communicate(timeout=90)
-    finally:
-        command.kill()
-    assert command.returncode == 1 and out.count("step ") == 2
+def test_a_process_that_is_killed_ends_the_command_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("minids.train._part", part_that_dies)
+    command = ["--pp", "2", "--steps", "9", *SMALL, "--save-seconds", "0", "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    assert (tmp_path / "run.0").read_text().count("step ") == 2
+    err = capsys.readouterr().err
     assert re.search(r"^minids.train: .+\n.*step-00000002 is whole: the same command goes on from there\.$", err, re.M)
 
 
-BLOCKS = """
-import os, sys, time
-import test_parallel as t
-from minids import checkpoint, train
-from minids.parallel import Layout
-from minids.processes import join
-replace = os.replace
-def blocks(source, target):
-    if str(target).endswith("step-00000004"):
-        print("written, not yet renamed", flush=True)
-        time.sleep(600)
-    replace(source, target)
-checkpoint.os.replace = blocks
-try:
-    join()
-    train.train_together(t.CFG, t.RECIPE, Layout(1, 2, 1), sys.argv[1], progress=False, data=t.Rows())
-except RuntimeError as error:
-    sys.exit(f"lost: {error}")
-"""
+def blocks_while_saving(rank: int, folder: Path, tell: Connection) -> None:
+    """One of two processes that stop between the writing and the renaming of the checkpoint of step 4."""
+    torch.set_num_threads(1)
+    replace = os.replace
 
+    def blocks(source: Path, target: Path) -> None:
+        if str(target).endswith("step-00000004"):
+            tell.send("written, not yet renamed")
+            time.sleep(600)
+        replace(source, target)
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
+    os.replace = blocks  # type: ignore[assignment]
+    try:
+        join(rank, 2, folder / "meeting")
+        train_together(CFG, RECIPE, Layout(1, 2, 1), folder / "run", progress=False, data=Rows())
+    except RuntimeError as error:
+        tell.send(f"lost: {error}")
+        sys.exit(1)
 
 
 @pytest.fixture
-def saving(tmp_path: Path) -> Iterator[list[subprocess.Popen]]:
-    """Two processes in the middle of a save, without a torchrun that would watch them."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    place["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    ranks = [python("-c", BLOCKS, str(tmp_path / "run"), **place, RANK=str(rank)) for rank in range(2)]
+def saving(tmp_path: Path) -> Iterator[list[tuple[BaseProcess, Connection]]]:
+    """Two processes in the middle of a save, whom nobody watches, and what each tells."""
+    context: Any = get_context(start_method())
+    ranks = []
+    for rank in range(2):
+        told, tell = context.Pipe()
+        process = context.Process(target=blocks_while_saving, args=(rank, tmp_path, tell))
+        process.start()
+        ranks.append((process, told))
     yield ranks
-    for process in ranks:
+    for process, _ in ranks:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 @pytest.mark.slow
 def test_killed_between_writing_and_renaming_the_last_checkpoint_stays_and_the_others_end(
-    saving: list[subprocess.Popen], tmp_path: Path
+    saving: list[tuple[BaseProcess, Connection]], tmp_path: Path
 ) -> None:
-    assert saving[0].stdout is not None and saving[0].stdout.readline() == "written, not yet renamed\n"
-    saving[0].kill()
-    _, errors = saving[1].communicate(timeout=60)
-    assert saving[1].returncode == 1 and "lost: " in errors
+    (first, told_by_first), (other, told_by_other) = saving
+    assert told_by_first.poll(60) and told_by_first.recv() == "written, not yet renamed"
+    first.kill()
+    other.join(60)
+    assert other.exitcode == 1 and told_by_other.poll(0) and told_by_other.recv().startswith("lost: ")
     run = tmp_path / "run"
     half_written = run / "step-00000004.tmp"
     assert (half_written / "state.json").is_file() and (half_written / "tensors.safetensors").is_file()
