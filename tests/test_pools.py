@@ -118,45 +118,42 @@ def _engine(model: Transformer, request: Request) -> Engine:
     return engine
 
 
-def test_a_killed_decode_process_loses_no_token(model: Transformer) -> None:
+def test_a_killed_decode_process_loses_no_token(model: Transformer, shared: Pools) -> None:
     asked = [Request(f"r{i}", [1 + i] * (2 + i), 20, HOW[i % 5], (), i) for i in range(7)]
-    with Pools(model, slots=3) as pools:
-        killed: list[int] = []
+    before, killed = shared.restarts, []
 
-        def meanwhile(count: int) -> None:
-            if count >= 15 * (1 + len(killed)) and len(killed) < 2:
-                killed.append(count)
-                kill(pools.decode)
+    def meanwhile(count: int) -> None:
+        if count >= 15 * (1 + len(killed)) and len(killed) < 2:
+            killed.append(count)
+            kill(shared.decode)
 
-        assert served(pools, asked, meanwhile) == alone(model, asked)
-        assert pools.restarts == 2
-
-
-def test_a_killed_prefill_process_loses_no_request(model: Transformer) -> None:
-    asked, killed = requests(23), []
-    with Pools(model, slots=3) as pools:
-
-        def meanwhile(count: int) -> None:
-            if pools.prefill.jobs and count >= 20 * len(killed) and len(killed) < 2:
-                killed.append(count)
-                kill(pools.prefill)
-
-        assert served(pools, asked, meanwhile) == alone(model, asked)
-        assert pools.restarts == len(killed) == 2
+    assert served(shared, asked, meanwhile) == alone(model, asked)
+    assert shared.restarts - before == 2
 
 
-def test_200_requests_and_a_kill_of_each_process_lose_none(model: Transformer) -> None:
-    asked, killed = requests(200), set()
-    with Pools(model) as pools:
+def test_a_killed_prefill_process_loses_no_request(model: Transformer, shared: Pools) -> None:
+    asked, before, killed = requests(23), shared.restarts, []
 
-        def meanwhile(count: int) -> None:
-            for worker, when in ((pools.decode, 300), (pools.prefill, 700)):
-                if count >= when and worker.name not in killed:
-                    killed.add(worker.name)
-                    kill(worker)
+    def meanwhile(count: int) -> None:
+        if shared.prefill.jobs and count >= 20 * len(killed) and len(killed) < 2:
+            killed.append(count)
+            kill(shared.prefill)
 
-        assert served(pools, asked, meanwhile) == alone(model, asked)
-        assert pools.restarts == 2 and all(pools.measured[r.name].last for r in asked)
+    assert served(shared, asked, meanwhile) == alone(model, asked)
+    assert shared.restarts - before == len(killed) == 2
+
+
+def test_200_requests_and_a_kill_of_each_process_lose_none(model: Transformer, shared: Pools) -> None:
+    asked, before, killed = requests(200), shared.restarts, set()
+
+    def meanwhile(count: int) -> None:
+        for worker, when in ((shared.decode, 300), (shared.prefill, 700)):
+            if count >= when and worker.name not in killed:
+                killed.add(worker.name)
+                kill(worker)
+
+    assert served(shared, asked, meanwhile) == alone(model, asked)
+    assert shared.restarts - before == 2 and all(shared.measured[r.name].last for r in asked)
 
 
 def test_a_request_over_which_processes_keep_dying_is_answered_by_an_error(model: Transformer) -> None:
@@ -223,26 +220,25 @@ def test_a_client_that_leaves_frees_its_slot_wherever_its_request_is(model: Tran
 
 
 def test_an_interrupt_in_the_middle_of_a_message_loses_nothing(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch
+    model: Transformer, shared: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = requests(9)
-    with Pools(model, slots=3) as pools:
-        for request in asked:
-            pools.submit(request)
-        got: dict[str, list] = {request.name: [] for request in asked}
-        hear, heard = pools._hear, []
+    asked, before = requests(9), shared.restarts
+    for request in asked:
+        shared.submit(request)
+    got: dict[str, list] = {request.name: [] for request in asked}
+    hear, heard = shared._hear, []
 
-        def interrupted(worker: Worker, message: object) -> None:
-            heard.append(message)
-            if len(heard) == 8:
-                raise KeyboardInterrupt
-            hear(worker, message)
+    def interrupted(worker: Worker, message: object) -> None:
+        heard.append(message)
+        if len(heard) == 8:
+            raise KeyboardInterrupt
+        hear(worker, message)
 
-        monkeypatch.setattr(pools, "_hear", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            _collect(pools.run(), got)
-        _collect(pools.run(), got)
-        assert pools.restarts == 2
+    monkeypatch.setattr(shared, "_hear", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _collect(shared.run(), got)
+    _collect(shared.run(), got)
+    assert shared.restarts - before == 2
     assert got == alone(model, asked)
 
 
