@@ -69,8 +69,8 @@ def test_the_shipped_drafter_writes_the_same_text_in_fewer_cycles() -> None:
     tokenizer, old, new = default_tokenizer(), Acceptance(), Acceptance()
     plain, tuned = checkpoint.load_model(checkpoint.shipped())[0], drafter.shipped()
     texts = (tokenizer.encode(text, bos=True) for text in documents("en", "val"))
-    for ids in islice((ids[:24] for ids in texts if len(ids) >= 48), 4):
-        want = generate(plain, ids, 64, temperature=0)
+    prompts = list(islice((ids[:24] for ids in texts if len(ids) >= 48), 4))
+    for ids, want in zip(prompts, generate(plain, prompts, 64, temperature=0), strict=True):
         for model, fate in ((plain, old), (tuned, new)):
             tokens, one = speculate(model, ids, 64, drafts=4)
             assert tokens == want
