@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from minids.exercises import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, WrongAnswer, all_exercises
+from minids.exercises import NOT_ATTEMPTED, RIGHT, WRONG, Exercise, Result, WrongAnswer, all_exercises, exercise
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 EXERCISES = all_exercises()
@@ -31,6 +32,11 @@ def code_of(ex: Exercise) -> list[str]:
     return [cell.source for cell in nbformat.read(found[0], 4).cells if cell.cell_type == "code"]
 
 
+@cache
+def judged(number: str, answer: WrongAnswer, seed: int) -> Result:
+    return exercise(number).judge(answer, seed=seed)
+
+
 @each_exercise
 def test_the_stub_is_not_attempted(ex: Exercise) -> None:
     assert ex.judge(ex.stub).status == NOT_ATTEMPTED
@@ -46,7 +52,7 @@ def test_the_solution_is_right_whatever_the_inputs(ex: Exercise, seed: int) -> N
 @pytest.mark.parametrize(("ex", "answer"), MISTAKES, ids=MISTAKE_NAMES)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_known_wrong_answer_draws_its_own_message(ex: Exercise, answer: WrongAnswer, seed: int) -> None:
-    result = ex.judge(answer, seed=seed)
+    result = judged(ex.number, answer, seed)
     assert result.status == WRONG
     assert answer.draws and answer.draws in result.message
 
@@ -55,7 +61,7 @@ def test_a_known_wrong_answer_draws_its_own_message(ex: Exercise, answer: WrongA
 def test_the_mistakes_are_told_apart(ex: Exercise) -> None:
     assert len({answer.source for answer in ex.wrong_answers}) == len(ex.wrong_answers) >= 3
     assert all(answer.why for answer in ex.wrong_answers)
-    causes = {cause_in(ex.judge(answer, seed=0).message) for answer in ex.wrong_answers}
+    causes = {cause_in(judged(ex.number, answer, 0).message) for answer in ex.wrong_answers}
     assert len(causes) > 1, "all mistakes draw the same message: it cannot help"
 
 
