@@ -14,7 +14,7 @@ WORKERS ?= 3
 NB ?= $(wildcard notebooks/[0-9]*.ipynb)
 
 BIN := .venv/bin
-# three for two cores, as a browser is waited for; the longest files, the notebooks, come first
+# three for two cores, as a browser is waited for; what takes longest comes first: it, then the notebooks
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300
 EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \

@@ -27,6 +27,11 @@ jaxtyping.install_import_hook("minids", f"{__name__}.checked")
 torch.set_num_threads(1)  # two workers share two cores, and sums come out the same on every machine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests in a browser come first: they take longest, and much of it is waiting that other tests can use."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers for each test, whichever ran before it."""
