@@ -24,7 +24,7 @@ def checked(fn: Callable) -> Callable:
 # shapes written in its signature. The hook takes the checker by its name.
 jaxtyping.install_import_hook("minids", f"{__name__}.checked")
 
-torch.set_num_threads(1)  # two workers share two cores, and sums come out the same on every machine
+torch.set_num_threads(1)  # workers share the cores, and sums come out the same on every machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

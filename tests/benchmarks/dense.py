@@ -125,7 +125,10 @@ def main(args: argparse.Namespace) -> None:
         print(table(timed, args.arms))
     if "tokens" not in args.series:
         return
-    steps = args.steps or round(statistics.mean(r["steps"] for r in timed if r["arm"] == args.arms[0]))
+    first = [r["steps"] for r in timed if r["arm"] == args.arms[0]]
+    if not (args.steps or first):
+        raise SystemExit(f"no run of {args.arms[0]} in {args.out} says how many steps are equal tokens. Give --steps.")
+    steps = args.steps or round(statistics.mean(first))
     for seed in args.seeds:
         for arm in args.arms:
             run(args, "tokens", arm, seed, steps, done)
