@@ -52,19 +52,19 @@ class _RMSNorm(torch.autograd.Function):
         # y_i = w_i x_i / rms,  rms = sqrt(mean_j x_j^2 + eps)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inv_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        n = x * inv_rms
-        ctx.save_for_backward(n, inv_rms, weight)
-        return n * weight
+        ctx.save_for_backward(x, inv_rms, weight)
+        return (x * inv_rms).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # type: ignore[override]
-        # dx = (w dy - n mean_j(w_j dy_j n_j)) / rms
-        n, inv_rms, weight = ctx.saved_tensors
-        dn = dy * weight
-        mean = torch.linalg.vecdot(dn, n).unsqueeze(-1) / n.shape[-1]
-        dx = dn.addcmul_(n, mean, value=-1).mul_(inv_rms)
-        return dx, torch.linalg.vecdot(dy.flatten(0, -2), n.flatten(0, -2), dim=0), None
+        # dw = sum_t dy_t x_t / rms_t,  dx = (w dy - x / rms^2 mean_j(w_j dy_j x_j)) / rms
+        x, inv_rms, weight = ctx.saved_tensors
+        dyx = (dy * x).flatten(0, -2)
+        dw = (inv_rms.view(1, -1) @ dyx).view(-1)
+        mean = (dyx @ weight).view_as(inv_rms) / x.shape[-1]
+        dx = (dy * weight).mul_(inv_rms).addcmul_(x, mean * inv_rms**3, value=-1)
+        return dx, dw, None
 
 
 class MLP(nn.Module):

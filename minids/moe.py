@@ -7,8 +7,8 @@ Paper: DeepSeek-V3 section 2.1.2, eq. 12; DeepSeekMoE arXiv 2401.06066.
 All experts' weights sit in two stacked tensors, `w13` [E 2F D] and `w2` [E D F]: a step touches few tensors, and an
 expert without tokens simply has a zero gradient. Three ways to run them, the same sums in a different order:
 
-    sorted     many tokens: order the T K (token, expert) pairs by expert, one matrix product per expert on its
-               consecutive rows, put the rows back. Whole rows are read and written, no product is wasted.
+    sorted     many tokens: order the T K (token, expert) pairs by expert; for each expert fetch its tokens' rows, one
+               matrix product, add the rows to their tokens' sums. Whole rows are read, no product is wasted.
     gathered   a token or two that need few of the experts (decoding): fetch their matrices, one batched product.
     every      a few tokens that together need most experts: all experts on all of them, weight 0 where not chosen.
 
@@ -114,7 +114,7 @@ class Experts(nn.Module):
     def sorted(
         self, x: Float[Tensor, "T D"], weights: Float[Tensor, "T K"], indices: Int[Tensor, "T K"]
     ) -> Float[Tensor, "T D"]:
-        """Rows ordered by expert, one product per expert, rows put back: for many tokens."""
+        """Rows fetched by expert, one product per expert, rows added to their tokens: for many tokens."""
         order = indices.flatten().argsort(stable=True)  # the T K pairs, by expert
         counts = expert_load(indices, self.w13.shape[0]).tolist()
         return _SortedExperts.apply(*as_autocast(x, self.w13, self.w2, weights), order, counts)
@@ -129,50 +129,49 @@ class _SortedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w13, w2, weights, order, counts):
-        T, K = weights.shape
-        token, g = order // K, weights.flatten().index_select(0, order).unsqueeze(-1)
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(T * K, device=order.device))
-        xs = x.index_select(0, token)  # [TK D], by expert
-        h, y = x.new_empty(T * K, w13.shape[1]), torch.empty_like(xs)
-        for e, rows in _spans(counts):  # an expert's activations are spent while they are in the processor's cache
-            torch.mm(xs[rows], w13[e].t(), out=h[rows])
-            gate, up = h[rows].chunk(2, -1)
-            torch.mm(F.silu(gate).mul_(up).mul_(g[rows]), w2[e].t(), out=y[rows])
-        ctx.save_for_backward(xs, w13, w2, g, token, back, h)
-        ctx.counts, ctx.K = counts, K
-        return _sum_rows(y, back.view(T, K))
+        token, g = order // weights.shape[1], weights.flatten().index_select(0, order).unsqueeze(-1)
+        y, hidden = _zeros_to_sum(x), []
+        for e, rows in _spans(counts):  # an expert's rows are spent while they are in the processor's cache
+            at = token[rows]  # n tokens
+            h = x.index_select(0, at) @ w13[e].t()  # [n 2F]
+            gate, up = h.chunk(2, -1)
+            y.index_add_(0, at, (F.silu(gate).mul_(up).mul_(g[rows]) @ w2[e].t()).to(y.dtype))
+            hidden.append(h)
+        ctx.save_for_backward(x, w13, w2, g, token, order, *hidden)
+        ctx.counts, ctx.K = counts, weights.shape[1]
+        return y.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d):  # type: ignore[override]
-        xs, w13, w2, g, token, back, h = ctx.saved_tensors
-        dy = d.index_select(0, token)  # [TK D], by expert
-        T, K = len(d), ctx.K  # a process of several may have no token
-        dw13, dw2, dg = torch.zeros_like(w13), torch.zeros_like(w2), g.new_empty(len(g))
-        for e, rows in _spans(ctx.counts):
-            (gate, up), d_out, dh = h[rows].chunk(2, -1), dy[rows], torch.empty_like(h[rows])
-            dgate, dup = dh.chunk(2, -1)
+        x, w13, w2, g, token, order, *hidden = ctx.saved_tensors
+        dx, dw13, dw2, dg = _zeros_to_sum(x), torch.zeros_like(w13), torch.zeros_like(w2), torch.empty_like(g)
+        for (e, rows), h in zip(_spans(ctx.counts), hidden, strict=True):
+            at = token[rows]
+            xs, dy, dh = x.index_select(0, at), d.index_select(0, at), torch.empty_like(h)
+            (gate, up), (dgate, dup) = h.chunk(2, -1), dh.chunk(2, -1)
             silu = F.silu(gate)
             a = silu * up  # computed again, as the paper does for SwiGLU (section 3.3.3)
-            torch.mm(d_out.t(), a * g[rows], out=dw2[e])
-            da = d_out @ w2[e]
-            torch.linalg.vecdot(da, a, out=dg[rows])
+            da = dy @ w2[e]
+            torch.linalg.vecdot(da, a, out=dg[rows, 0])
             torch.mul(da.mul_(g[rows]), silu, out=dup)
+            torch.mm(dy.t(), a.mul_(g[rows]), out=dw2[e])
             # d silu(u) / du = sig + silu (1 - sig)
             torch.ops.aten.silu_backward(da.mul_(up), gate, grad_input=dgate)
-            torch.mm(dh.t(), xs[rows], out=dw13[e])
-            torch.mm(dh, w13[e], out=d_out)  # its rows are spent
-        return _sum_rows(dy, back.view(T, K)), dw13, dw2, dg.index_select(0, back).view(T, K), None, None
+            torch.mm(dh.t(), xs, out=dw13[e])
+            dx.index_add_(0, at, (dh @ w13[e]).to(dx.dtype))
+        dg = torch.empty_like(dg).index_copy_(0, order, dg).view(-1, ctx.K)  # by token again
+        return dx.to(x.dtype), dw13, dw2, dg, None, None
+
+
+def _zeros_to_sum(x: Tensor) -> Tensor:
+    """Zeros like x, in at least fp32: a token's K rows are added up in it."""
+    return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _fetch(w: Tensor, experts: Tensor) -> Tensor:
     """w[experts], as it lies in memory (`Transformer.for_decoding`)."""
     return w.mT.index_select(0, experts).mT if w.mT.is_contiguous() else w.index_select(0, experts)
-
-
-def _sum_rows(rows: Tensor, places: Tensor) -> Tensor:
-    """out_t = sum_k rows[places_tk], in one pass over memory."""
-    return F.embedding_bag(places, rows, mode="sum")
 
 
 def _spans(counts: list[int]):
