@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import symtable
 import sys
 import time
 import urllib.request
@@ -50,17 +51,22 @@ def names(source: str) -> tuple[set[str], set[str]]:
     needed: set[str] = set()
     for statement in ast.parse(source).body:
         nodes = list(ast.walk(statement))
-        found = [n for n in nodes if isinstance(n, ast.Name)]
         changed = {n.target.id for n in nodes if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
         changed |= {name for n in nodes for name in changed_by(n)}
-        own = {n.arg for n in nodes if isinstance(n, ast.arg)} | bound_by_loops(nodes)
-        needed |= ({n.id for n in found if isinstance(n.ctx, ast.Load)} | changed) - own - made
-        made |= changed | {n.id for n in found if isinstance(n.ctx, ast.Store)}
-        made |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        made |= {
-            a.asname or a.name.split(".")[0] for n in nodes for a in getattr(n, "names", []) if not isinstance(a, str)
-        }
+        table = symtable.symtable(ast.unparse(statement), "cell", "exec")
+        inside = set().union(*map(wanted_inside, table.get_children()))
+        here = {s.get_name() for s in table.get_symbols() if s.is_referenced()}
+        made_here = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+        changed &= here | inside  # not the local names of a function
+        needed |= (here | inside | changed) - bound_by_loop(statement) - made
+        made |= made_here | changed
     return made, needed
+
+
+def wanted_inside(scope: symtable.SymbolTable) -> set[str]:
+    """The names of the notebook that a function, a class or a comprehension needs, and those within it."""
+    own = {s.get_name() for s in scope.get_symbols() if s.is_referenced() and s.is_global()}
+    return own.union(*map(wanted_inside, scope.get_children()))
 
 
 def imported(source: str) -> set[str]:
@@ -69,9 +75,10 @@ def imported(source: str) -> set[str]:
     return {alias.asname or alias.name.split(".")[0] for n in found for alias in n.names}
 
 
-def bound_by_loops(nodes: list[ast.AST]) -> set[str]:
-    targets = [n.target for n in nodes if isinstance(n, ast.For | ast.comprehension)]
-    return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+def bound_by_loop(statement: ast.stmt) -> set[str]:
+    """What a `for` of the cell itself runs through."""
+    target = statement.target if isinstance(statement, ast.For) else ast.Tuple([])
+    return {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
 
 
 def changed_by(node: ast.AST) -> set[str]:
