@@ -35,6 +35,11 @@ SETTINGS = {  # no news from the network; every cell in the page, not only those
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 SHA = "img => fetch(img.src).then(r => r.arrayBuffer()).then(b => Array.from(new Uint8Array(b)).join())"
+OPEN = """async path => {  // in front, with a kernel: a run that is started before there is one is lost
+    const panel = await jupyterapp.commands.execute("docmanager:open", { path });
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+}"""
 DONE = "every cell has run"
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e .[dev]")
@@ -146,7 +151,7 @@ class Lab:
         self.log = (folder / "lab.log").open("w", encoding="utf-8")
         flags = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.url.rsplit(':', 1)[1]}"]
         flags += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.root}"]
-        flags += [f"--IdentityProvider.token={self.token}"]
+        flags += [f"--IdentityProvider.token={self.token}", "--expose-app-in-browser"]
         places = {f"JUPYTERLAB_{name.upper()}_DIR": str(folder / name) for name in ("settings", "workspaces")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *flags],
@@ -170,7 +175,7 @@ class Lab:
         self.log.close()
 
     def add(self, name: str, cells: list[str]) -> str:
-        """The address of a new notebook with these cells."""
+        """The path of a new notebook with these cells."""
         folder = self.root / "notebooks"
         folder.mkdir(exist_ok=True)
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -179,7 +184,7 @@ class Lab:
             cells=[nbformat.v4.new_code_cell(c) for c in [*cells, last]], metadata=kernel
         )
         nbformat.write(notebook, folder / name)
-        return f"{self.url}/lab/tree/notebooks/{name}?token={self.token}&reset"
+        return f"notebooks/{name}"
 
 
 @pytest.fixture(scope="module")
@@ -205,25 +210,31 @@ def lab(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]
         server.stop()
 
 
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def page(browser: Any, lab: Lab) -> Iterator[Any]:
+    """JupyterLab, loaded once: a notebook after the other is opened in it."""
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
     hosts: set[str] = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).hostname or "127.0.0.1"))
+    page.goto(f"{lab.url}/lab?token={lab.token}&reset")
+    page.wait_for_function("window.jupyterapp", timeout=60_000)
+    page.evaluate("async () => { await jupyterapp.restored; }")
     yield page
     page.close()
     assert hosts == {"127.0.0.1"}, "a page must not need the network"
 
 
-def run_all(page: Any, address: str, seconds: float = 240) -> Any:
-    """Open a notebook, run every cell, and return it once the last one has printed."""
-    page.goto(address)
-    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-    notebook.locator(".jp-Notebook").wait_for(timeout=60_000)
-    # The cells' own indicator says "idle" before a kernel is there, and a run started then is lost.
-    sync_api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
+def start(page: Any, path: str) -> Any:
+    """Open a notebook and have all its cells run. Returns it at once."""
+    page.evaluate(OPEN, path)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    return page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+
+
+def run_all(page: Any, path: str, seconds: float = 240) -> Any:
+    """Open a notebook, run every cell, and return it once the last one has printed."""
+    notebook = start(page, path)
     failed = notebook.locator('[data-mime-type="application/vnd.jupyter.error"]')
     done = notebook.locator(".jp-OutputArea-output pre", has_text=DONE)
     wait_until(lambda: done.count() or failed.count(), seconds, "the last cell has not printed")
@@ -333,11 +344,7 @@ def test_an_error_while_moving_is_shown_and_goes_away(lab: Lab, page: Any) -> No
 
 
 def test_a_live_plot_moves_while_its_cell_runs_and_ends_as_a_plain_picture(lab: Lab, page: Any) -> None:
-    page.goto(lab.add("live.ipynb", [LIVE]))
-    notebook = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-    sync_api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=60_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+    notebook = start(page, lab.add("live.ipynb", [LIVE]))
     moving = notebook.locator("img.jupyter-widgets")
     moving.wait_for(timeout=60_000)
     seen = {shown(moving)}
