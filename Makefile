@@ -22,6 +22,10 @@ EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecuteP
 STRIP := $(BIN)/nbstripout --keep-output --keep-count --keep-id \
 	--extra-keys "metadata.widgets metadata.language_info.version cell.metadata.execution"
 
+# What is imported is compiled then, once, whatever the environment says: to compile all that is installed takes longer.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL := $(BIN)/python -m pip install --no-compile $(PIP_ARGS)
+
 .PHONY: lab test check lint notebooks bench model
 
 lab: .venv/installed
@@ -54,11 +58,11 @@ model: .venv/installed
 
 # Installed again when the list of what is needed has changed.
 .venv/installed: pyproject.toml requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install $(PIP_ARGS) -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
 .venv/installed-dev: pyproject.toml requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	@touch $@ .venv/installed
 
 .venv/bin/python:
