@@ -1,6 +1,7 @@
 """Every test runs with the shapes in minids' signatures checked, one thread and fixed random numbers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import beartype
@@ -20,9 +21,15 @@ def checked(fn: Callable) -> Callable:
     return beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))(fn)
 
 
-# Before any test imports minids: from here on each call of a function of the package compares its tensors with the
-# shapes written in its signature. The hook takes the checker by its name.
-jaxtyping.install_import_hook("minids", f"{__name__}.checked")
+# Before any test imports minids: from here on each call of a function compares its tensors with the shapes written in
+# its signature, in all modules that write shapes. The hook takes the checker by its name.
+PACKAGE = Path(__file__).parent.parent / "minids"
+SHAPED = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "from jaxtyping import" in path.read_text(encoding="utf-8")
+]
+jaxtyping.install_import_hook(SHAPED, f"{__name__}.checked")
 
 torch.set_num_threads(1)  # workers share the cores, and sums come out the same on every machine
 
