@@ -131,11 +131,11 @@ class _SortedExperts(torch.autograd.Function):
     def forward(ctx, x, w13, w2, weights, order, counts):
         token, g = order // weights.shape[1], weights.flatten().index_select(0, order).unsqueeze(-1)
         y, hidden = _zeros_to_sum(x), []
-        for e, rows in _spans(counts):  # an expert's rows are spent while they are in the processor's cache
-            at = token[rows]  # n tokens
-            h = x.index_select(0, at) @ w13[e].t()  # [n 2F]
+        # an expert's rows are spent while they are in the processor's cache
+        for at, g_e, w13_e, w2_e in zip(token.split(counts), g.split(counts), w13, w2, strict=True):
+            h = x.index_select(0, at) @ w13_e.t()  # [n 2F]
             gate, up = h.chunk(2, -1)
-            y.index_add_(0, at, (F.silu(gate).mul_(up).mul_(g[rows]) @ w2[e].t()).to(y.dtype))
+            y.index_add_(0, at, (F.silu(gate).mul_(up).mul_(g_e) @ w2_e.t()).to(y.dtype))
             hidden.append(h)
         ctx.save_for_backward(x, w13, w2, g, token, order, *hidden)
         ctx.counts, ctx.K = counts, weights.shape[1]
@@ -145,21 +145,22 @@ class _SortedExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d):  # type: ignore[override]
         x, w13, w2, g, token, order, *hidden = ctx.saved_tensors
-        dx, dw13, dw2, dg = _zeros_to_sum(x), torch.zeros_like(w13), torch.zeros_like(w2), torch.empty_like(g)
-        for (e, rows), h in zip(_spans(ctx.counts), hidden, strict=True):
-            at = token[rows]
+        dx, dw13, dw2, dg = _zeros_to_sum(x), torch.empty_like(w13), torch.empty_like(w2), torch.empty_like(g)
+        by_expert = (t.split(ctx.counts) for t in (token, g, dg.squeeze(-1)))
+        for at, g_e, dg_e, h, *w in zip(*by_expert, hidden, w13, w2, dw13, dw2, strict=True):
+            w13_e, w2_e, dw13_e, dw2_e = w
             xs, dy, dh = x.index_select(0, at), d.index_select(0, at), torch.empty_like(h)
             (gate, up), (dgate, dup) = h.chunk(2, -1), dh.chunk(2, -1)
             silu = F.silu(gate)
             a = silu * up  # computed again, as the paper does for SwiGLU (section 3.3.3)
-            da = dy @ w2[e]
-            torch.linalg.vecdot(da, a, out=dg[rows, 0])
-            torch.mul(da.mul_(g[rows]), silu, out=dup)
-            torch.mm(dy.t(), a.mul_(g[rows]), out=dw2[e])
+            da = dy @ w2_e
+            torch.linalg.vecdot(da, a, out=dg_e)
+            torch.mul(da.mul_(g_e), silu, out=dup)
+            torch.mm(dy.t(), a.mul_(g_e), out=dw2_e)
             # d silu(u) / du = sig + silu (1 - sig)
             torch.ops.aten.silu_backward(da.mul_(up), gate, grad_input=dgate)
-            torch.mm(dh.t(), xs, out=dw13[e])
-            dx.index_add_(0, at, (dh @ w13[e]).to(dx.dtype))
+            torch.mm(dh.t(), xs, out=dw13_e)  # zeros, if no token came
+            dx.index_add_(0, at, (dh @ w13_e).to(dx.dtype))
         dg = torch.empty_like(dg).index_copy_(0, order, dg).view(-1, ctx.K)  # by token again
         return dx.to(x.dtype), dw13, dw2, dg, None, None
 
@@ -172,12 +173,3 @@ def _zeros_to_sum(x: Tensor) -> Tensor:
 def _fetch(w: Tensor, experts: Tensor) -> Tensor:
     """w[experts], as it lies in memory (`Transformer.for_decoding`)."""
     return w.mT.index_select(0, experts).mT if w.mT.is_contiguous() else w.index_select(0, experts)
-
-
-def _spans(counts: list[int]):
-    """(expert, slice of its rows) for every expert that has rows."""
-    start = 0
-    for e, n in enumerate(counts):
-        if n:
-            yield e, slice(start, start + n)
-        start += n
