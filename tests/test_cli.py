@@ -94,6 +94,15 @@ def test_generate_prints_what_the_library_generates(small, chat, capsys):
     assert text and capsys.readouterr().out == ("" if chat else "Mia 小明") + text + "\n"
 
 
+def test_without_a_prompt_a_story_begins_and_with_an_empty_one_anything(small, capsys):
+    for prompt, begins in (([], "Once upon a time"), ([""], ""), (["--chat"], "")):
+        assert main(["generate", *prompt, "--model", small, "--seed", "5", "--max-new-tokens", "20"]) == 0
+        model, tokenizer = checkpoint.load_model(small)
+        how = {"temperature": 0.7, "top_p": 0.95, "generator": torch.Generator().manual_seed(5)}
+        text = complete(model, tokenizer, begins, 20, "--chat" in prompt, **how)
+        assert capsys.readouterr().out == begins + text + "\n"
+
+
 def test_streamed_text_is_the_decoded_tokens_and_its_prompt_begins_a_document(small):
     model, tokenizer = checkpoint.load_model(small)
     pieces, seed = [], torch.Generator().manual_seed(2)
@@ -122,7 +131,7 @@ def test_a_stop_string_ends_streamed_text_wherever_tokens_begin(small, seed, cap
     for at in (0, 11, 12, 13):
         stop = whole[at : at + 4]  # the random model's tokens are one to a few characters: this spans some
         assert text(stop) == text("never there", stop + stop, stop) == whole[: whole.index(stop)]
-        assert main(["generate", *options, "--stop", "never there", "--stop", stop]) == 0
+        assert main(["generate", "", *options, "--stop", "never there", "--stop", stop]) == 0
         assert capsys.readouterr().out == whole[: whole.index(stop)] + "\n"
     assert text(whole[-3:] + "more") == whole  # what looked like a beginning is let go at the end
 

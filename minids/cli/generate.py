@@ -9,13 +9,15 @@ import torch
 from minids.cli.options import Command, load, model_options
 from minids.generate import stream_text
 
+STORY = "Once upon a time"
+
 
 def add(command: Command) -> None:
     _generate_options(command("generate", _generate, "write on from a prompt, or answer it"))
 
 
 def _generate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="?", default="", help="what to write on from; nothing: anything")
+    parser.add_argument("prompt", nargs="?", help=f'what to write on from; without one: "{STORY}"; "": anything')
     model_options(parser)
     parser.add_argument("--chat", action="store_true", help="the prompt is a user's message, the answer follows")
     parser.add_argument("--max-new-tokens", type=int, default=200, help="at most so many tokens")
@@ -30,17 +32,18 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     model, tokenizer = load(args)
+    prompt = args.prompt if args.prompt is not None else "" if args.chat else STORY
     generator = torch.Generator(args.device)
     if args.seed is None:
         generator.seed()
     else:
         generator.manual_seed(args.seed)
     pieces = stream_text(
-        model, tokenizer, args.prompt, args.max_new_tokens, args.chat, args.stop, temperature=args.temperature,
+        model, tokenizer, prompt, args.max_new_tokens, args.chat, args.stop, temperature=args.temperature,
         top_p=args.top_p, frequency_penalty=args.frequency_penalty, generator=generator,
     )  # fmt: skip
     if not args.chat:
-        print(args.prompt, end="", flush=True)
+        print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
