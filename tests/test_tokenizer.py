@@ -137,10 +137,11 @@ def test_merges_are_what_the_later_tokens_are_made_of_in_order(tok):
 def test_the_first_merges_are_the_tokenizer_that_a_shorter_training_makes(tok):
     texts = [TEXTS[0] * 3, TEXTS[1]]
     long, short = Tokenizer.train(texts, MIN_VOCAB + 20), Tokenizer.train(texts, MIN_VOCAB + 7)
+    first, all_of_them, none = long.with_merges(7), tok.with_merges(len(tok.merges)), tok.with_merges(0)
     for text in [*STRANGE, *TEXTS]:
-        assert long.with_merges(7).encode(text) == short.encode(text)
-        assert tok.with_merges(len(tok.merges)).encode(text) == tok.encode(text)
-        assert [tok.token_bytes(i) for i in tok.with_merges(0).encode(text)] == [bytes([b]) for b in text.encode()]
+        assert first.encode(text) == short.encode(text)
+        assert all_of_them.encode(text) == tok.encode(text)
+        assert [tok.token_bytes(i) for i in none.encode(text)] == [bytes([b]) for b in text.encode()]
     with pytest.raises(ValueError, match=r"knows 20 merges; got n=21\."):
         long.with_merges(21)
 
