@@ -366,7 +366,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def ask(server: Background, stream: bool, n: int = 100) -> HTTPConnection:
     """A request whose answer nobody has read yet."""
     connection = HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE)
-    body = json.dumps({"model": "small", "prompt": "Mia", "max_tokens": n, "stream": stream})
+    body = json.dumps({"model": "small", "prompt": "Mia", "max_tokens": n, "seed": 1, "stream": stream})
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     return connection
 
@@ -415,6 +415,7 @@ def test_too_many_at_once_are_sent_away_and_told_when_to_come_back(gate: Gate, m
 
 def test_an_engine_that_fails_answers_all_with_500_and_the_service_goes_on(monkeypatch, model, tok) -> None:
     fails = {"at": 3}  # the step at which the next failure comes
+    long = GOOD | {"max_tokens": 40, "seed": 1}  # does not end before
 
     class Failing(Engine):
         def step(self):
@@ -425,19 +426,13 @@ def test_an_engine_that_fails_answers_all_with_500_and_the_service_goes_on(monke
 
     monkeypatch.setattr(service, "Engine", Failing)
     with Background(service.Service(model, tok, slots=2), "small") as server, client_of(server) as client:
-        assert_error(
-            call(server, "POST", "/v1/completions", GOOD | {"max_tokens": 30, "seed": 1}),
-            500,
-            "FloatingPointError: a NaN",
-        )
+        assert_error(call(server, "POST", "/v1/completions", long), 500, "FloatingPointError: a NaN")
         fails["at"] = 1
         with pytest.raises(openai.InternalServerError, match="a NaN"):
             client.completions.create(model="small", prompt="Mia", stream=True)
         fails["at"] = 20
         with pytest.raises(openai.APIError, match="a NaN"):  # the answer had begun
-            list(
-                client.completions.create(model="small", prompt="Mia", max_tokens=40, seed=1, stream=True)
-            )  # no end in 20
+            list(client.completions.create(**long, stream=True))
         got = call(server, "POST", "/v1/completions", GOOD | {"seed": 1})
         assert got[2]["choices"][0]["text"] == complete(model, tok, "Mia", 3, generator=dice(1))
 
