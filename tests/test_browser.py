@@ -119,6 +119,12 @@ def test_cells_that_the_widgets_do_not_need_are_left_out() -> None:
     assert cells_for_widgets(cells) == [cells[i] for i in (0, 1, 4, 5, 7)]
     cells = ["import a", "y = 1\na.b(y)", "a.c()", "explore(lambda x: a.b(x), x=(1, 2))"]
     assert cells_for_widgets(cells) == [cells[0], cells[3]]
+    cells = ["h = 1", "def f():\n    h = 2\n    return [h for p in k]", "p = 3"]  # h and p are the function's own
+    assert cells_for_widgets(["k = 4", "p = 5", *cells, "explore(f, x=(1, 2))"]) == [
+        "k = 4",
+        cells[1],
+        "explore(f, x=(1, 2))",
+    ]
 
 
 def notebooks_with_widgets() -> list[Path]:
