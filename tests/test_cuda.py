@@ -1,4 +1,7 @@
-"""On a GPU the same numbers as on the processor. Skipped without one; README says when they last ran, and on which."""
+"""On a GPU the same numbers as on the processor. Skipped without one.
+
+tests/benchmarks/README.md says when they last ran, and on which.
+"""
 
 import copy
 import dataclasses
