@@ -16,6 +16,7 @@ Notebook: 11_expert_parallel.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,6 +31,7 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import DeviceMesh
 
 TIMEOUT = 60.0  # seconds that a rank waits for another one
+COPIED = ["torch.distributed", "minids.model"]  # what a process has imported when it begins, on Linux
 
 
 def launch(work: Callable[..., Any], world: int, *args: Any, timeout: float = TIMEOUT) -> list[Any]:
@@ -51,12 +53,13 @@ def launch(work: Callable[..., Any], world: int, *args: Any, timeout: float = TI
 def start_method() -> str:
     """How a new process begins: anew, or on Linux as a copy of one that has imported torch, which spares two seconds.
 
-    That one has started no thread and no group, so that nothing is copied half done. Elsewhere such copies are not safe
-    (macOS) or not there (Windows).
+    That one has computed nothing and joined no group, so nothing is copied half done. Elsewhere such copies are not
+    safe (macOS) or not there (Windows), and a long name of the temporary folder forbids them.
     """
-    if sys.platform != "linux":
+    longest = 107 - len("/pymp-01234567/listener-01234567")  # of a socket's path, which lies in the temporary folder
+    if sys.platform != "linux" or len(os.fsencode(tempfile.gettempdir())) > longest:
         return "spawn"
-    set_forkserver_preload(["torch.distributed", "minids.model"])
+    set_forkserver_preload(COPIED)
     return "forkserver"
 
 

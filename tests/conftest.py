@@ -31,6 +31,10 @@ SHAPED = [
 ]
 jaxtyping.install_import_hook(SHAPED, f"{__name__}.checked")
 
+from minids.processes import COPIED  # noqa: E402, a module without shapes
+
+COPIED.append("torch._dynamo")  # torch imports it when an optimizer is made, in a second: here once for all processes
+
 torch.set_num_threads(1)  # workers share the cores, and sums come out the same on every machine
 
 

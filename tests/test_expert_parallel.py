@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -22,7 +23,7 @@ from minids.expert_parallel import ExpertParallel, Wires, experts_each, pack, re
 from minids.fp8 import TILE, quantize
 from minids.moe import MoE
 from minids.network import combine_bytes, dispatch_bytes, nodes_visited
-from minids.processes import grid, launch
+from minids.processes import grid, launch, start_method
 
 SIZES: dict[str, Any] = {"dim": 136, "moe_inter_dim": 20, "n_routed_experts": 12, "n_activated_experts": 5}
 PLAIN, PAPER = ("", ""), ("fp8", "bf16")
@@ -205,6 +206,15 @@ def test_a_table_of_another_size_than_the_world_is_refused() -> None:
 def test_less_than_one_process_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one process; got 0"):
         launch(everything, 0, 0)
+
+
+def test_a_temporary_folder_whose_name_is_too_long_for_a_socket_costs_the_quick_start_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 20)))
+    assert start_method() == "spawn"
 
 
 def broken(world: int) -> None:
