@@ -127,6 +127,30 @@ def test_cells_that_the_widgets_do_not_need_are_left_out() -> None:
     ]
 
 
+def changed_later(cells: list[str]) -> set[str]:
+    """The names that a widget reads when it is moved, and that a cell below it makes anew or changes."""
+    found: set[str] = set()
+    reads: dict[str, set[str]] = {}  # by each function so far, when it is called
+    modules = set().union(*map(imported, cells))
+    for i, source in enumerate(cells):
+        inside = symtable.symtable(source, "cell", "exec").get_children()
+        reads |= {scope.get_name(): wanted_inside(scope) for scope in inside}
+        if "explore(" in source:
+            wanted, more = set(), names(source)[1].union(*map(wanted_inside, inside))
+            while more:
+                wanted |= more
+                more = set().union(*(reads.get(name, set()) for name in more)) - wanted
+            below = set().union(*(names(later)[0] for later in cells[i + 1 :]))
+            found |= (wanted & below) - modules
+    return found
+
+
+def test_a_name_that_is_changed_below_a_widget_that_reads_it_is_found() -> None:
+    cells = ["x = y = 1", "def f(n):\n    return x + n", "explore(lambda n: f(n), n=(1, 2))"]
+    assert changed_later([*cells, "y = 2", "def g():\n    x = 2"]) == set()
+    assert changed_later([*cells, "y = 2", "x = 2"]) == {"x"}
+
+
 def notebooks_with_widgets() -> list[Path]:
     return [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if any("explore(" in c for c in code_cells(path))]
 
@@ -281,6 +305,11 @@ def some_control_moves(widget: Any, picture: Any) -> bool:
     before = shown(picture)
     controls = widget.locator(".noUi-handle, select")
     return any(changes(picture, before) for i in range(controls.count()) for _ in moves(controls.nth(i)))
+
+
+@pytest.mark.parametrize("path", notebooks_with_widgets(), ids=lambda path: path.stem)
+def test_a_widget_still_moves_when_all_cells_have_run(path: Path) -> None:
+    assert changed_later(code_cells(path)) == set(), "a cell below the widget uses these names again: rename them"
 
 
 @pytest.mark.parametrize("path", notebooks_with_widgets(), ids=lambda path: path.stem)
